@@ -1,0 +1,49 @@
+# Two commands matter: `make lab` to read and run the book, `make test` to check all of it. `make help` lists the rest.
+PYTHON ?= python3
+NB ?=
+JOBS ?= 2
+VENV := .venv
+PY := $(VENV)/bin/python
+# The stamp carries the interpreter's name: another PYTHON makes another environment. It is older than the files that define the
+# environment exactly when those have changed since it was installed.
+STAMP := $(VENV)/installed-$(notdir $(PYTHON))
+
+.DEFAULT_GOAL := help
+.PHONY: help install lab test docs run export lint clean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+install: $(STAMP) ## make .venv with the pinned environment (the others do this by themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "lmbook needs Python 3.11 or newer; name one: PYTHON=python3.12 make lab")'
+	@echo "Installing the book's environment into $(VENV) (once; a few minutes)"
+	@test -e $(STAMP) || rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(STAMP)
+
+lab: $(STAMP) ## open JupyterLab on the first chapter
+	$(PY) -m jupyter lab nbs/00_tour.ipynb
+
+test: $(STAMP) lint docs ## re-run and compare every cell, test the package, the claims and the site
+	$(PY) -m tools.notebooks check
+	$(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env nbs tests
+
+docs: $(STAMP) ## render the site into docs/_build/html (warnings are errors)
+	$(PY) docs/build.py
+
+run: export ## execute a notebook in a clean kernel and store its outputs: make run NB=nbs/01_corpora.ipynb (default: all)
+	$(PY) -m tools.notebooks run $(NB)
+
+export: $(STAMP) ## write lmbook/ from the notebooks
+	$(PY) -m tools.notebooks export
+
+lint: $(STAMP) ## ruff over notebooks, package, tests and tools
+	$(PY) -m ruff check nbs lmbook tests tools docs
+
+clean: ## remove the environment and everything that was built
+	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
