@@ -1,0 +1,1 @@
+"""Configuration of the docs site; the prose is in `nbs/`."""
