@@ -145,7 +145,8 @@ def _prepare(cell: nbformat.NotebookNode, chapter: Chapter, package: str) -> boo
 
 def claims_page(claims: list[dict[str, str]], chapters: list[Chapter]) -> str:
     "The list of all claims, one section per verdict, those not reached yet at the end, as MyST Markdown."
-    groups: dict[str, list[dict[str, str]]] = {"Holds": [], "Holds if": [], "Wrong": [], "Cannot be checked here": [], "Not reached yet": []}
+    names = ["Holds", "Holds if", "Wrong", "Cannot be checked here", "Not reached yet"]
+    groups: dict[str, list[dict[str, str]]] = {name: [] for name in names}
     for claim in claims:
         verdict = claim.get("verdict", "")
         name = "Holds if" if verdict.startswith("holds if") else verdict.capitalize() or "Not reached yet"
@@ -168,7 +169,9 @@ def _claim(claim: dict[str, str], chapters: list[Chapter]) -> list[str]:
         f"(claim-{claim['id']})=", f"::::{{container}} claim claim-{style}", ":::{container} claim-head",
         f"**{claim['id']}** document {claim['id'][1]}, section {claim['where']} · {claim['kind']}", ":::", "", escape(claim["says"]), "",
     ]  # fmt: skip
-    if verdict: lines += [f"**{escape(verdict[0].upper() + verdict[1:])}.** {escape(claim['finding'])} {evidence_link(claim, chapters)}", ""]
+    if verdict:
+        said = escape(verdict[0].upper() + verdict[1:])
+        lines += [f"**{said}.** {escape(claim['finding'])} {evidence_link(claim, chapters)}", ""]
     else:
         home = next((c for c in chapters if c.name.split("_", 1)[-1] == claim["chapter"]), None)
         where = f"[{escape(home.title)}]({home.name}.ipynb)" if home else f"*{claim['chapter'].replace('_', ' ')}* (not written yet)"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'Claim', 'load_claims', 'Judgement', 'check_claim']
 
-# %% ../nbs/index.ipynb #7dec92b5
+# %% ../nbs/index.ipynb #1c651cf973
 import html
 import math
 import re
@@ -13,7 +13,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 
-# %% ../nbs/index.ipynb #7df73ccd
+# %% ../nbs/index.ipynb #7744c296a6
 @dataclass(frozen=True)
 class Claim:
     "One checkable statement of one of the five documents, and what became of it."
@@ -34,7 +34,7 @@ def load_claims() -> dict[str, Claim]:  # by id, in the order of the documents
     text = resources.files("lmbook.data").joinpath("claims.toml").read_text(encoding="utf-8")
     return {row["id"]: Claim(**row) for row in tomllib.loads(text)["claim"]}
 
-# %% ../nbs/index.ipynb #1325c6e9
+# %% ../nbs/index.ipynb #9a8ae95966
 VERDICTS = {"holds": "#2e7d32", "wrong": "#c62828", "cannot be checked here": "#8a6d00"}  # and the colour of each
 
 

@@ -16,11 +16,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Request, sync_playwright
 
 ARGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    # No request gets out. (Playwright could stop them too, but then the browser keeps no cache, and each page takes twice as long.)
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 ]  # fmt: skip
 
 
@@ -69,7 +71,7 @@ def served(folder: Path) -> Iterator[str]:
 class Watched:
     """A browser window that knows where it belongs and notes what goes wrong in it.
 
-    A request that leaves `base` is not let through, and is a problem; so is an error in the console or in a script, and every request
+    A request that leaves `base` is a problem (and finds nobody: see ARGS); so is an error in the console or in a script, and every request
     that fails. `problems` holds what was seen since the last `open`.
     """
 
@@ -79,18 +81,18 @@ class Watched:
         # The theme's own switch keeps the choice here; a choice that the page has made since is left alone.
         choose = f"if (!localStorage.getItem('mode')) for (const k of ['mode', 'theme']) localStorage.setItem(k, '{theme}')"
         self.context.add_init_script(f"try {{ {choose} }} catch {{}}")
-        self.context.route(lambda url: not url.startswith((base, f"blob:{base}", "data:", "about:")), self._stop)
         self.page: Page = self.context.new_page()
         self.page.on("console", lambda m: self._note(f"console {m.type}: {m.text}") if m.type in {"error", "warning"} else None)
         self.page.on("pageerror", lambda e: self._note(f"script error: {e}"))
+        self.page.on("request", self._see)
         self.page.on("requestfailed", lambda r: self._note(f"request failed: {r.url} ({r.failure})"))
         self.page.on("response", lambda r: self._note(f"status {r.status}: {r.url}") if r.status >= 400 else None)
 
     def _note(self, problem: str) -> None: self.problems.append(problem)
 
-    def _stop(self, route: Route) -> None:
-        self._note(f"request leaves the site: {route.request.url}")
-        route.abort()
+    def _see(self, request: Request) -> None:
+        at_home = request.url.startswith((self.base, f"blob:{self.base}", "data:", "about:"))
+        if not at_home: self._note(f"request leaves the site: {request.url}")
 
     def open(self, path: str, *, quiet: bool = False) -> Page:
         "Open a page of the site and wait until its formulas are set and its diagrams are drawn; `quiet` also waits for late requests."
@@ -198,10 +200,11 @@ def contrast_problems(page: Page) -> list[str]:
             return 0.2126 * x + 0.7152 * y + 0.0722 * z;
         };
         const found = new Map();
+        const no_text = "script, style, noscript, template, svg, mjx-assistive-mml, .headerlink, [aria-hidden=true]";
         const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
         while (walker.nextNode()) {
             const element = walker.currentNode.parentElement, text = walker.currentNode.data.trim();
-            if (!text || element.closest("script, style, noscript, template, svg, mjx-assistive-mml, .headerlink, [aria-hidden=true]")) continue;
+            if (!text || element.closest(no_text)) continue;
             const style = getComputedStyle(element);
             if (!element.checkVisibility({ opacityProperty: true, visibilityProperty: true }) || !element.getClientRects().length) continue;
             let opacity = 1;
@@ -225,14 +228,17 @@ def width_problems(page: Page) -> list[str]:
     return page.evaluate(r"""() => {
         const problems = [], screen = document.documentElement.clientWidth;
         if (document.scrollingElement.scrollWidth > screen) problems.push(`the page is ${document.scrollingElement.scrollWidth} px wide`);
-        const scrolls = (e) => ["auto", "scroll"].includes(getComputedStyle(e).overflowX) && e !== document.body && e !== document.documentElement;
+        const page = [document.body, document.documentElement];
+        const scrolls = (e) => !page.includes(e) && ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+        const out_of_flow = "mjx-assistive-mml, dialog, svg, .visually-hidden, .skip-link, .bd-sidebar";
         for (const e of document.querySelectorAll("main *, article *, body > *")) {
             const box = e.getBoundingClientRect();
             if (!box.width || !box.height || (box.right <= screen + 1 && box.left >= -1)) continue;
-            if (!e.checkVisibility({ visibilityProperty: true }) || e.closest("mjx-assistive-mml, dialog, svg, .visually-hidden, .skip-link, .bd-sidebar")) continue;
+            if (!e.checkVisibility({ visibilityProperty: true }) || e.closest(out_of_flow)) continue;
             let inside = false;
             for (let p = e.parentElement; p && !inside; p = p.parentElement) inside = scrolls(p);
-            if (!inside) problems.push(`${e.tagName.toLowerCase()}.${e.className} reaches from ${Math.round(box.left)} to ${Math.round(box.right)} px`);
+            const [left, right] = [box.left, box.right].map(Math.round);
+            if (!inside) problems.push(`${e.tagName.toLowerCase()}.${e.className} reaches from ${left} to ${right} px`);
         }
         return problems.slice(0, 8);
     }""")

@@ -60,7 +60,8 @@ def lab(tmp_path) -> Iterator[Lab]:
     # A reader has the project installed; here it need not be, so the kernel is told where it is.
     env["PYTHONPATH"] = os.pathsep.join(p for p in [str(NOTEBOOK.parent.parent), str(ROOT), env.get("PYTHONPATH", "")] if p)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.ip=127.0.0.1",
-               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
+               f"--ServerApp.root_dir={folder}", "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]  # fmt: skip
     log = tmp_path / "lab.log"
     with log.open("w", encoding="utf-8") as out: process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
@@ -104,7 +105,8 @@ def run_all(page, lab: Lab, name: str, minutes: float = MINUTES) -> nbformat.Not
         code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
         failed = any(o.output_type == "error" for c in code for o in c.outputs)
         if all(k["execution_state"] == "idle" for k in lab.kernels()) and (failed or all(c.execution_count for c in code)): return nb
-        assert time.monotonic() < deadline, f"after {minutes} minutes {sum(not c.execution_count for c in code)} of {len(code)} cells had not run"
+        waiting = sum(not c.execution_count for c in code)
+        assert time.monotonic() < deadline, f"after {minutes} minutes {waiting} of {len(code)} cells had not run"
 
 
 def menu(page, name: str, entry: str) -> None:
@@ -138,7 +140,8 @@ def unseen(page, nb: nbformat.NotebookNode) -> list[str]:
                 continue
             text = out.get("text") or ("" if "text/html" in data else data.get("text/plain", ""))
             words = " ".join(text.split())[:60]
-            if words and words not in " ".join(cells.nth(i).locator(".jp-OutputArea").inner_text().split()): problems.append(f"cell {i}: {words!r} is not shown")
+            shown = " ".join(" ".join(cells.nth(i).locator(".jp-OutputArea").all_inner_texts()).split())
+            if words and words not in shown: problems.append(f"cell {i}: {words!r} is not shown")
     return problems
 
 
@@ -153,9 +156,10 @@ def test_a_reader_runs_all_cells_of_the_tour(lab):
         assert not unseen(page, nb)
 
 
-def test_a_cell_that_fails_and_a_picture_that_is_missing_are_seen(lab, tmp_path):
+def test_a_cell_that_fails_and_a_picture_that_is_missing_are_seen(lab):
     cells = [nbformat.v4.new_code_cell("1 / 1"), nbformat.v4.new_code_cell("1 / 0"), nbformat.v4.new_code_cell("2")]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), lab.folder / "fails.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), lab.folder / "fails.ipynb")
     with br.launched() as chrome:
         page = chrome.new_page(viewport={"width": 1400, "height": 1000})
         nb = run_all(page, lab, "fails.ipynb", minutes=2)

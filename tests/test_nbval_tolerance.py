@@ -261,7 +261,7 @@ CASES = [
     Case("more outputs", "print(2)\n3", [out("2\n")], "1 outputs are stored, the cell produced 2"),
     Case("wrong kind", "print(2)", [result("2")], "outputs of another kind"),
     Case("wrong way of display", SHOW.format({"text/plain": "2"}), [result("2")], "outputs of another kind"),
-    Case("missing image", SHOW.format({"text/plain": ""}), [shown({"image/png": png(9, 9), "text/plain": ""})], "stored  display_data image"),
+    Case("no image", SHOW.format({"text/plain": ""}), [shown({"image/png": png(9, 9), "text/plain": ""})], "stored  display_data"),
     Case("image not stored", IMAGE, [shown({"text/plain": "<Figure>"})], "new     display_data image/png"),
     Case("image of another size", IMAGE, [shown({"image/png": png(80, 50), "text/plain": "<Figure>"})], "stored 80 x 50, new 100 x 50"),
     Case("never run", "x = 3", [], "never run", count=None),

@@ -6,10 +6,14 @@ They are added to the docstring as a field list. A dataclass is documented by it
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import inspect
+import io
 import os
+import textwrap
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +40,30 @@ class MarkdownDirective(SphinxDirective):
         return document.children
 
 
+def field_names(obj: Any) -> list[str]:
+    "The fields of a dataclass or a named tuple."
+    if not inspect.isclass(obj): return []
+    return [f.name for f in dataclasses.fields(obj)] if dataclasses.is_dataclass(obj) else list(getattr(obj, "_fields", ()))
+
+
+def comments(obj: Any) -> dict[str, str]:
+    "The comment beside each parameter of `obj`, and beside what it returns (`return`); empty where there is none."
+    try:
+        if not (names := field_names(obj)) or dataclasses.is_dataclass(obj):
+            return {name: " ".join((text or "").split()) for name, text in docments(obj).items()}
+        source = textwrap.dedent(inspect.getsource(obj))  # docments knows no named tuples
+    except (TypeError, ValueError, OSError): return {}  # no source, or no signature
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    beside = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    fields = {n.target.id: n.end_lineno for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)}
+    return {name: beside.get(fields.get(name), "") for name in names}
+
+
 def parameters(obj: Any) -> list[str]:
-    "The comments beside the parameters and the return type of `obj`, as Markdown field list."
-    try: notes = docments(obj, full=True)
-    except (TypeError, ValueError, OSError): return []  # no source, or no signature
-    lines = []
-    for name, note in notes.items():
-        text = " ".join((note.get("docment") or "").split())
-        if text: lines.append(f":returns: {text}" if name == "return" else f":param {name}: {text}")
-        elif name != "return" and inspect.isclass(obj) and dataclasses.is_dataclass(obj): lines.append(f":param {name}:")
-    return lines
+    "The comments of `obj` as Markdown field list. Fields are listed even without one, for they are documented nowhere else."
+    fields = field_names(obj)
+    found = [(f"param {name}" if name != "return" else "returns", name, text) for name, text in comments(obj).items()]
+    return [f":{what}: {text}".rstrip() for what, name, text in found if text or name in fields]
 
 
 def on_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -56,7 +74,7 @@ def on_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
         if what == "class" and dataclasses.is_dataclass(obj) and (obj.__doc__ or "").startswith(f"{obj.__name__}("): text = []
         while text and not text[-1].strip(): text.pop()
         if fields := parameters(obj): text += ["", *fields]
-    if what in {"data", "attribute"} and inspect.cleandoc(type(obj).__doc__ or "") == "\n".join(text).strip(): text = []
+    if what in {"data", "attribute"} and (inspect.getdoc(type(obj)) or "").strip() == "\n".join(text).strip(): text = []  # of int, dict, ...
     lines.clear()
     if any(text): lines[:] = [".. markdown::", "", *(f"   {line}" for line in text), ""]
 
@@ -79,9 +97,10 @@ class ModuleDirective(SphinxDirective):
 def entry(name: str, obj: Any) -> list[str]:
     "The autodoc directive for `obj`."
     if inspect.isclass(obj):
-        fields = [f.name for f in dataclasses.fields(obj)] if dataclasses.is_dataclass(obj) else []
-        members = ["   :members:", "   :undoc-members:", "   :member-order: bysource", "   :special-members: __call__, __iter__, __getitem__"]
-        return [f".. autoclass:: {name}", *members, *([f"   :exclude-members: {', '.join(fields)}"] if fields else []), ""]
+        fields = field_names(obj)
+        members = ["members:", "undoc-members:", "member-order: bysource", "special-members: __call__, __iter__, __getitem__"]
+        if fields: members.append(f"exclude-members: {', '.join(fields)}")
+        return [f".. autoclass:: {name}", *(f"   :{m}" for m in members), ""]
     if callable(obj): return [f".. autofunction:: {name}", ""]
     return [f".. autodata:: {name}", *(["   :no-value:"] if len(repr(obj)) > 200 else []), ""]
 

@@ -1,0 +1,19 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets, which are no part of the project: LMBOOK_DATA, or shared/data beside the checkout.
+
+    Tests that compare with them skip where they are absent.
+    """
+    folder = Path(os.environ.get("LMBOOK_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    if not folder.is_dir(): pytest.skip("the real data sets are not here: set LMBOOK_DATA to their folder to run this test")
+    return folder

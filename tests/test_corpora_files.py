@@ -1,0 +1,709 @@
+"""Readers of files, dumps and data sets by name: encodings, faults, constant memory, and agreement with others on real data."""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import hashlib
+import http.server
+import json
+import lzma
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tarfile
+import textwrap
+import threading
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmbook.corpora import (
+    Corpus,
+    CorpusError,
+    Document,
+    as_corpus,
+    guess_encoding,
+    load_hub,
+    load_reader,
+    power_law,
+    python_docs,
+    rank_frequency,
+    read_corpus,
+    read_csv,
+    read_jsonl,
+    read_parquet,
+    read_text,
+    read_wikipedia_dump,
+    strip_wikitext,
+    to_dataset,
+    vocabulary_growth,
+    words,
+    write_jsonl,
+)
+
+ZH = "水已经开了，茶也泡好了，请大家趁热喝一口吧。今天早上下了雨，屋顶上的猫还没有醒。"
+ZHT = "水已經開了，茶也泡好了，請大家趁熱喝一口吧。今天早上下了雨，屋頂上的貓還沒有醒。"
+FR = "Où est la forêt? L'élève étudie à Besançon, le garçon à Nîmes."
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def texts(corpus: Corpus) -> list[str]: return [record["text"] for record in corpus]
+
+
+def until_error(corpus: Corpus) -> tuple[list[str], str]:
+    "What a corpus yields before it fails, and the message."
+    found = []
+    with pytest.raises(CorpusError) as caught:
+        for record in corpus: found.append(record["text"])
+    return found, str(caught.value)
+
+
+# Encodings
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(ZH, "gb18030"), (ZHT, "big5"), (FR, "latin-1"), (FR, "cp1252")])
+def test_wrong_bytes_are_reported_with_their_place(here, text, encoding):
+    Path("a.txt").write_bytes(b"Plain ASCII first.\n" + text.encode(encoding) + b"\n")
+    with pytest.raises(UnicodeDecodeError) as python: Path("a.txt").read_bytes().decode("utf-8")
+    _, message = until_error(read_text("a.txt", by="file"))
+    assert f"a.txt: byte {python.value.start} (0x{python.value.object[python.value.start]:02x}) is not valid UTF-8" in message
+    assert repr(guess_encoding("a.txt")) in message and "encoding=" in message
+    assert texts(read_text("a.txt", encoding=encoding))[1] == text
+
+
+@pytest.mark.parametrize(("text", "encoding"), [(ZH, "gb18030"), (ZHT, "big5"), (ZH, "utf-8"), (ZH, "utf-16-le"), (FR, "utf-16-be")])
+def test_detection_finds_the_encoding(here, text, encoding):
+    Path("a.txt").write_bytes(text.encode(encoding))
+    assert texts(read_text("a.txt", encoding="detect")) == [text]
+
+
+@pytest.mark.parametrize("shift", range(2))  # the sample that is looked at ends between two characters in one case, in the middle of one in the other
+def test_detection_looks_beyond_plain_ascii(here, shift):
+    Path("a.txt").write_bytes(b"x" * shift + b"ten bytes\n" * 20_000 + (ZH + "\n").encode("gb18030") * 3000)
+    assert guess_encoding("a.txt") == "gb18030"
+    found = texts(read_text("a.txt", encoding="detect"))
+    assert len(found) == 23_000 and found[-1] == ZH
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_is_obeyed_and_removed(here, encoding):
+    Path("a.txt").write_bytes(f"{ZH}\n{FR}".encode(encoding))
+    assert texts(read_text("a.txt")) == [ZH, FR] == texts(read_text("a.txt", encoding="utf-8"))
+
+
+def test_utf16_without_a_mark_is_not_taken_for_text_with_zero_bytes(here):
+    Path("a.txt").write_bytes("tea\n".encode("utf-16-le"))
+    assert "zero byte" in until_error(read_text("a.txt"))[1]
+
+
+@pytest.mark.parametrize("at", [0, 1, 65_534, 65_535, 65_536, 65_537, 65_538, 65_539, 131_074, 200_001])
+@pytest.mark.parametrize("suffix", ["", ".bz2"])
+def test_the_place_is_right_wherever_reading_is_cut_into_chunks(here, at, suffix):
+    chars = ("茶\n" * 60_000).encode()
+    data = b"x" * (at % 4) + chars[: at - at % 4] + b"\xff" + chars  # a wrong byte between two characters, at exactly `at`
+    path = Path("a.txt" + suffix)
+    path.write_bytes(bz2.compress(data) if suffix else data)
+    assert f"byte {at:,} (0xff)" in until_error(read_text(path))[1]
+
+
+def test_a_character_cut_off_at_the_end_is_reported(here):
+    Path("a.txt").write_bytes("tea 茶".encode()[:-1])
+    assert "byte 4 (0xe8)" in until_error(read_text("a.txt"))[1]
+
+
+@pytest.mark.parametrize("by", ["line", "paragraph"])
+def test_skipping_wrong_bytes_loses_only_the_records_that_hold_them(here, by):
+    good = [f"line {n} 茶" for n in range(1000)]
+    gap = b"\n" if by == "line" else b"\n\n"
+    Path("a.txt").write_bytes(gap.join([line.encode() for line in good[:500]] + [b"tea \xff tea"] + [line.encode() for line in good[500:]]))
+    corpus = read_text("a.txt", by=by, on_error="skip")
+    assert texts(corpus) == good and corpus.skipped == {"wrong bytes": 1}
+    assert "so this place is damaged" in until_error(read_text("a.txt", by=by))[1]
+
+
+def test_an_unknown_encoding_is_named(here):
+    Path("a.txt").write_text("tea", encoding="utf-8")
+    assert "no encoding 'utf-9'" in until_error(read_text("a.txt", encoding="utf-9"))[1]
+
+
+# Files that are missing, empty, cut or damaged
+
+
+def test_a_missing_file_is_known_at_once_with_what_is_like_it(here):
+    Path("poems.txt").write_text("tea", encoding="utf-8")
+    for read in (read_text, read_jsonl, read_csv, read_parquet, read_wikipedia_dump):
+        with pytest.raises(CorpusError, match=r"no file poms.txt\. Did you mean poems.txt\?"): read("poms.txt")
+    with pytest.raises(CorpusError, match="no file poms.txt"): read_corpus("poms.txt")
+    with pytest.raises(CorpusError, match="is a folder"): read_text(here)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.xml", "a.txt.gz", "a.xml.bz2", "a.jsonl.xz"])
+def test_an_empty_file_is_an_error_or_counted(here, name):
+    packed = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+    Path(name).write_bytes(packed(b""))
+    assert until_error(read_corpus(name)) == ([], f"{name}: the file is empty.")
+    corpus = read_corpus(name, on_error="skip")
+    assert texts(corpus) == [] and corpus.skipped == {"empty file": 1}
+
+
+@pytest.mark.parametrize(("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)])
+def test_a_cut_download_gives_what_is_there_and_then_an_error(here, suffix, pack):
+    rng = np.random.default_rng(0)
+    lines = [rng.bytes(40).hex() for _ in range(15_000)]
+    path = Path("a.txt" + suffix)
+    path.write_bytes(pack("\n".join(lines).encode())[:-1000])
+    found, message = until_error(read_text(path))
+    assert len(found) > 5_000 and found == lines[: len(found)]
+    assert f"a.txt{suffix}: the compressed data break off" in message
+    corpus = read_text(path, on_error="skip")
+    assert texts(corpus) == found and corpus.skipped == {"unreadable file": 1}
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz"])
+def test_a_file_that_is_not_what_its_suffix_says(here, suffix):
+    path = Path("a.txt" + suffix)
+    path.write_bytes(b"<html>404 not found</html>" * 10)
+    assert f"not {suffix} data, or they are damaged" in until_error(read_text(path))[1]
+
+
+def test_lines_and_paragraphs(here):
+    Path("a.txt").write_bytes("one\r\ntwo\n\n \nthree\u2028still three\x0bstill\n\n".encode())
+    lines = read_text("a.txt")
+    assert [(r["id"], r["text"]) for r in lines] == [("a.txt:1", "one"), ("a.txt:2", "two"), ("a.txt:5", "three\u2028still three\x0bstill")]
+    assert lines.skipped == {"blank line": 3}
+    assert [(r["id"], r["text"]) for r in read_text("a.txt", by="paragraph")] == [("a.txt:1", "one\ntwo"), ("a.txt:5", lines.take(3)[2]["text"])]
+    assert texts(read_text("a.txt", by="file")) == ["one\ntwo\n\n \nthree\u2028still three\x0bstill\n\n"]
+    with pytest.raises(ValueError, match="by is"): read_text("a.txt", by="word")
+    with pytest.raises(ValueError, match="on_error is"): read_text("a.txt", on_error="ignore")
+
+
+# JSONL
+
+
+def test_jsonl_faults_one_by_one(here):
+    faults = {
+        "{'text': 'x'}": "malformed row", "null": "malformed row", "[1, 2]": "malformed row", '{"text": "x"': "malformed row", "[" * 100_000: "malformed row",
+        '{"body": "x"}': "no text", '{"text": null}': "no text", '{"text": ["x"]}': "no text", r'{"text": "\ud800"}': "wrong bytes",
+    }
+    for line, kind in faults.items():
+        Path("a.jsonl").write_text(f'{{"text": "before"}}\n\n{line}\n{{"text": "after"}}\n', encoding="utf-8")
+        found, message = until_error(read_jsonl("a.jsonl"))
+        assert found == ["before"] and re.search(r"a.jsonl, (line|row) 3\b", message), line
+        corpus = read_jsonl("a.jsonl", on_error="skip")
+        assert texts(corpus) == ["before", "after"] and corpus.skipped == {kind: 1, "blank line": 1}, line
+
+
+def test_a_missing_text_column_names_the_ones_there_are(here):
+    Path("a.jsonl").write_text('{"title": "t", "body": "b"}\n', encoding="utf-8")
+    Path("a.csv").write_text("title,body\nt,b\n", encoding="utf-8")
+    pq.write_table(pa.table({"title": ["t"], "body": ["b"]}), "a.parquet")
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        assert "no column 'text'. The columns are 'title', 'body'." in until_error(read_corpus(name))[1]
+        assert read_corpus(name, text="body").take(1) == [{"text": "b", "id": f"{name}:1", "source": name, "title": "t"}]
+        assert texts(read_corpus(name, text=lambda row: row["title"] + row["body"])) == ["tb"]
+    rows = as_corpus([{"title": "t"}], name="mine")
+    assert "mine, row 1: there is no column 'text'. The columns are 'title'." in until_error(rows)[1]
+
+
+def test_nothing_is_lost_where_names_collide():
+    [record] = as_corpus([{"text": "short", "body": "long", "id": 7, "source": "theirs"}], text="body")
+    assert record == {"text": "long", "text_": "short", "id": 7, "source": "theirs"}
+
+
+def test_json_array_and_json_lines_under_one_suffix(here):
+    Path("array.json").write_text(' [{"text": "a"}, {"text": "b"}]'.strip(), encoding="utf-8")
+    Path("lines.json").write_text('{"text": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    Path("broken.json").write_text('[{"text": "a"}, {"text"]', encoding="utf-8")
+    assert texts(read_corpus("array.json")) == texts(read_corpus("lines.json")) == ["a", "b"]
+    assert "broken.json: this is not JSON" in until_error(read_corpus("broken.json"))[1]
+
+
+json_values = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text() | st.lists(st.text(), max_size=3)
+records = st.lists(st.fixed_dictionaries({"text": st.text()}, optional={"id": st.text(), "source": st.text(), "more": json_values}), max_size=8)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=records)
+def test_jsonl_round_trip_of_any_text(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("round") / "a.jsonl"
+    assert write_jsonl(rows, path) == len(rows)
+    if not rows: return
+    for row, back in zip(rows, read_jsonl(path), strict=True): assert back == {"id": back["id"], "source": back["source"], **row}
+    again = list(read_jsonl(path))
+    write_jsonl(again, path)
+    assert list(read_jsonl(path)) == again
+
+
+def test_writing_replaces_all_or_nothing(here):
+    def breaks_off():
+        yield {"text": "new"}
+        raise RuntimeError("power cut")
+
+    write_jsonl([{"text": "old"}], "a.jsonl")
+    with pytest.raises(RuntimeError): write_jsonl(breaks_off(), "a.jsonl")
+    with pytest.raises(CorpusError, match="record 2 holds half a character"): write_jsonl([{"text": "x"}, {"text": "\ud800"}], "a.jsonl")
+    assert texts(read_jsonl("a.jsonl")) == ["old"] and os.listdir() == ["a.jsonl"]
+    if os.name == "posix":  # who has the old file open goes on reading the old one: it was replaced, not written over
+        with open("a.jsonl", encoding="utf-8") as old:
+            write_jsonl([{"text": "new"}], "a.jsonl")
+            assert json.loads(old.read()) == {"text": "old"}
+        write_jsonl([{"text": "old"}], "a.jsonl")
+    write_jsonl(({**r, "text": r["text"] + "er"} for r in read_jsonl("a.jsonl")), "a.jsonl")  # over the very file that is being read
+    assert texts(read_jsonl("a.jsonl")) == ["older"]
+
+
+# Tables
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=st.lists(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0")), min_size=2, max_size=2), min_size=1, max_size=6))
+def test_csv_round_trip_with_quotes_commas_and_line_breaks(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("round") / "a.csv"
+    with open(path, "w", encoding="utf-8", newline="") as f: csv.writer(f, quoting=csv.QUOTE_ALL).writerows([["text", "label"], *rows])
+    assert [[r["text"], r["label"]] for r in read_csv(path)] == rows
+
+
+def test_a_field_may_be_longer_than_the_csv_module_likes(here):
+    Path("a.csv").write_text(f"text\n{'x' * 300_000}\n", encoding="utf-8")
+    assert len(read_csv("a.csv").take(1)[0]["text"]) == 300_000
+
+
+def test_csv_faults_with_their_lines(here):
+    Path("a.csv").write_text('text,n\n"two\nlines",1\nno number\n\n"a ""quoted"" word",3\ntoo,many,fields\nlast,4\n', encoding="utf-8")
+    found, message = until_error(read_csv("a.csv"))
+    assert found == ["two\nlines"] and message.startswith("a.csv, line 4: 1 fields where 2 are expected (text, n).")
+    corpus = read_csv("a.csv", on_error="skip")
+    assert texts(corpus) == ["two\nlines", 'a "quoted" word', "last"] and corpus.skipped == {"malformed row": 2, "blank line": 1}
+    Path("b.csv").write_text('text\nfine\n"never closed\nx\n', encoding="utf-8")
+    found, message = until_error(read_csv("b.csv"))
+    assert found == ["fine"] and "b.csv, line 3: unexpected end of data" in message and "quotes=False" in message
+    assert texts(read_csv("b.csv", quotes=False)) == ["fine", '"never closed', "x"]
+    Path("c.csv").write_text("text,text\n1,2\n", encoding="utf-8")
+    assert "same name" in until_error(read_csv("c.csv"))[1]
+
+
+def test_tsv_takes_quotation_marks_as_they_stand(here):
+    Path("a.tsv").write_text('"Tea?" he said.\t“喝茶？”\n"Never mind.\t"算了\n', encoding="utf-8")
+    assert texts(read_csv("a.tsv", names=["text", "zh"])) == ['"Tea?" he said.', '"Never mind.']
+    Path("a.csv").write_text("text;n\na,b;1\n", encoding="utf-8")
+    assert texts(read_csv("a.csv", sep=";")) == ["a,b"]
+    Path("b.tsv.gz").write_bytes(gzip.compress(b'text\tn\n"a\t1\n'))
+    assert texts(read_csv("b.tsv.gz")) == ['"a']
+
+
+def test_parquet_in_batches_with_types(here):
+    n = 5000
+    table = pa.table({"text": [f"text {i}" for i in range(n)], "n": list(range(n)), "tags": [["a", "b"]] * n})
+    pq.write_table(table, "a.parquet", row_group_size=700)
+    found = list(read_parquet("a.parquet"))
+    assert [r["n"] for r in found] == list(range(n)) and found[-1]["tags"] == ["a", "b"] and found[-1]["id"] == f"a.parquet:{n}"
+    data = Path("a.parquet").read_bytes()
+    Path("cut.parquet").write_bytes(data[:-100])
+    assert "cut.parquet: this is not Parquet, or it is damaged" in until_error(read_parquet("cut.parquet"))[1]
+    pq.write_table(pa.table({"text": ["a", None, "b"]}), "null.parquet")
+    corpus = read_parquet("null.parquet", on_error="skip")
+    assert texts(corpus) == ["a", "b"] and corpus.skipped == {"no text": 1}
+
+
+# Folders and the one door
+
+
+def test_a_folder_is_read_in_the_order_of_names_and_everything_is_accounted_for(here):
+    for name, text in {"b.txt": "b", "a/z.md": "az", "a.txt": "a", "a/b/c.jsonl": '{"text": "abc"}', "C.TXT": "C", "10.txt": "10", "9.txt": "9"}.items():
+        (here / "f" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "f" / name).write_text(text, encoding="utf-8")
+    for name in ("empty.txt", "image.png", "README", ".hidden.txt"): (here / "f" / name).touch()
+    (here / "f" / ".git").mkdir()
+    (here / "f" / ".git" / "x.txt").write_text("not this", encoding="utf-8")
+    corpus = read_corpus("f")
+    assert [(r["source"], r["text"]) for r in corpus] == [
+        ("10.txt", "10"), ("9.txt", "9"), ("C.TXT", "C"), ("a.txt", "a"), ("a/b/c.jsonl", "abc"), ("a/z.md", "az"), ("b.txt", "b")
+    ]
+    assert corpus.skipped == {"empty file": 1, "unknown kind .png": 1, "unknown kind without suffix": 1}
+    (here / "f" / "b2.txt").write_bytes(b"\xff")
+    assert until_error(read_corpus("f"))[0][-1] == "b"
+    corpus = read_corpus("f", on_error="skip")
+    assert texts(corpus)[-1] == "b" and corpus.skipped["wrong bytes"] == 1
+
+
+def test_the_door_knows_kinds_and_options(here):
+    Path("a.TXT.gz").write_bytes(gzip.compress(b"a\n\nb"))
+    assert texts(read_corpus("a.TXT.gz", by="paragraph")) == ["a", "b"] == texts(read_corpus(Path("a.TXT.gz")))
+    Path("a.docx").touch()
+    with pytest.raises(CorpusError, match="how to read this kind of file. Known are .txt"): read_corpus("a.docx")
+    with pytest.raises(TypeError, match="colour"): read_corpus("a.TXT.gz", colour="green")
+    assert texts(read_corpus([{"text": "x"}])) == ["x"]
+
+
+def test_passes_are_independent_and_a_corpus_can_be_sent_to_another_process(here):
+    Path("a.txt").write_text("1\n2\n\n3\n", encoding="utf-8")
+    corpus = read_text("a.txt")
+    assert [(a["text"], b["text"]) for a, b in zip(corpus, corpus)] == [("1", "1"), ("2", "2"), ("3", "3")]
+    assert texts(pickle.loads(pickle.dumps(corpus))) == ["1", "2", "3"] and repr(corpus) == "Corpus('a.txt')"
+    assert corpus.take(1) == [{"text": "1", "id": "a.txt:1", "source": "a.txt"}] and corpus.skipped == {}
+
+
+# The datasets library
+
+
+def test_to_and_from_datasets(here):
+    write_jsonl(({"text": f"t{n}", "n": n} for n in range(2500)), "a.jsonl")
+    corpus = read_jsonl("a.jsonl")
+    table, stream = to_dataset(corpus), to_dataset(corpus, streaming=True)
+    assert isinstance(table, datasets.Dataset) and isinstance(stream, datasets.IterableDataset)
+    assert list(table) == list(corpus) == list(stream) == list(stream)
+    assert list(as_corpus(table)) == list(as_corpus(stream)) == list(read_corpus(table)) == list(corpus)
+    assert table[2499]["n"] == 2499
+
+
+def test_a_data_set_is_never_yesterdays(here):
+    Path("a.txt").write_text("old\n", encoding="utf-8")
+    assert texts(to_dataset(read_text("a.txt"))) == ["old"]
+    Path("a.txt").write_text("new\n", encoding="utf-8")
+    assert texts(to_dataset(read_text("a.txt"))) == ["new"]
+
+
+def test_columns_must_agree_or_be_named():
+    rows = as_corpus([{"text": "a", "x": 1}, {"text": "b", "y": 2}])
+    with pytest.raises(CorpusError, match="record 2 and the first one differ in the columns 'x', 'y'"): to_dataset(rows)
+    assert to_dataset(rows, columns=["text", "y"])[:] == {"text": ["a", "b"], "y": [None, 2]}
+
+
+def test_what_can_be_read_only_once_is_refused():
+    with pytest.raises(CorpusError, match="only once"): as_corpus({"text": c} for c in "ab")
+
+
+def test_a_fault_in_the_network_is_explained(monkeypatch):
+    def fails(*args, **kwargs): raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", fails)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with pytest.raises(CorpusError, match=r"owner/name: the hub cannot be reached\..*HF_ENDPOINT.*path of its folder"): load_hub("owner/name")
+    with pytest.raises(CorpusError, match=r"no file or folder owner/name here.*cannot be reached"): read_corpus("owner/name")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CorpusError, match="switched off"): load_hub("owner/name")
+
+    def breaks_off():
+        yield {"text": "first"}
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: datasets.IterableDataset.from_generator(breaks_off))
+    found, message = until_error(load_hub("owner/name"))
+    assert found == ["first"] and "owner/name: the network is switched off" in message
+
+
+class Mirror(http.server.BaseHTTPRequestHandler):
+    "As much of the Hugging Face Hub as it takes to serve the data set me/tiny."
+
+    files = {"train.jsonl": b'{"text": "one", "n": 1}\n{"text": "two", "n": 2}\n', "README.md": b"---\nlicense: mit\n---\n"}
+    commit = "1" * 40
+    asked: list[str] = []
+
+    def log_message(self, *args): pass
+
+    def do_GET(self): self.answer(True)
+
+    def do_HEAD(self): self.answer(False)
+
+    def send(self, code: int, body: bytes, with_body: bool, **headers: str):
+        self.send_response(code)
+        for key, value in headers.items(): self.send_header(key.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body: self.wfile.write(body)
+
+    def answer(self, with_body: bool):
+        path = self.path.split("?")[0]
+        self.asked.append(path)
+        listing = [{"type": "file", "path": n, "size": len(b), "oid": hashlib.sha1(b).hexdigest()} for n, b in self.files.items()]
+        about = {"id": "me/tiny", "sha": self.commit, "siblings": [{"rfilename": n} for n in self.files], "private": False, "gated": False,
+                 "disabled": False, "tags": [], "downloads": 0, "likes": 0}
+        if path.startswith("/datasets/me/tiny/resolve/") and (body := self.files.get(path.rsplit("/", 1)[1])):
+            self.send(200, body, with_body, ETag=f'"{hashlib.sha1(body).hexdigest()}"', X_Repo_Commit=self.commit)
+        elif path.startswith("/api/datasets/me/tiny/tree"): self.send(200, json.dumps(listing).encode(), with_body, Content_Type="application/json")
+        elif path.startswith("/api/datasets/me/tiny"): self.send(200, json.dumps(about).encode(), with_body, Content_Type="application/json")
+        else: self.send(404, b"{}", with_body, X_Error_Code="EntryNotFound" if "me/tiny" in path else "RepoNotFound")
+
+
+def test_data_sets_by_name_from_a_mirror(tmp_path):
+    "By name, streaming and not, through HF_ENDPOINT; a wrong name; a wrong split. In a process of its own: the library reads its settings once."
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mirror)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    script = """
+        import json
+        from lmbook.corpora import CorpusError, load_hub, read_corpus
+        def message(*args, **kwargs):
+            try: return [r["text"] for r in read_corpus(*args, **kwargs)]
+            except CorpusError as error: return str(error)
+        stream = read_corpus("me/tiny")
+        print(json.dumps([list(stream), list(stream), list(load_hub("me/tiny", streaming=False)),
+                          message("me/none"), message("me/tiny", split="test"), message("me/tiny", text="body")]))
+    """
+    env = {k: v for k, v in os.environ.items() if not k.startswith("HF_") and k.lower() not in ("http_proxy", "https_proxy", "all_proxy")}
+    env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
+            "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=env, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    first, second, fetched, wrong_name, wrong_split, wrong_column = json.loads(done.stdout)
+    assert first == second == fetched == [{"text": t, "id": f"me/tiny:{n}", "source": "me/tiny", "n": n} for n, t in [(1, "one"), (2, "two")]]
+    assert "me/none: the hub has no data set of this name" in wrong_name and "no file or folder me/none here" in wrong_name
+    assert "test" in wrong_split and "train" in wrong_split
+    assert "no column 'body'. The columns are 'text', 'n'." in wrong_column
+    assert any(path.endswith("train.jsonl") for path in Mirror.asked)
+
+
+# Wikipedia
+
+
+@pytest.mark.parametrize(("wikitext", "expected"), [
+    ("'''Tea''' is a [[drink]] of [[Camellia sinensis|leaves]].", "Tea is a drink of leaves."),
+    ("A [[File:x.jpg|thumb|A [[pot]].]]b [[Category:C]]c [[de:Tee]]d [[Image:y.png]]e [[zh-min-nan:Tê]]f.", "A b c d e f."),
+    ("See [[:Category:Teas]] and [[Plan 9: a film]] and [[wikt:tea|the word]].", "See :Category:Teas and Plan 9: a film and the word."),
+    ("Tea ({{lang|zh|茶}}) is hot.<ref name=a>Book.</ref><ref name=a /> It cools.", "Tea is hot. It cools."),
+    ("Tea ({{IPA|x}}; {{lang|zh|茶}}, ''cha'') is hot.", "Tea (cha) is hot."),
+    ("Tea ({{lang|zh|茶}}, from {{lang|zh|x}}) is hot.", "Tea (from) is hot."),
+    ("Tea<!-- why? --> &amp; milk&nbsp;&ndash; 5&times;.", "Tea & milk – 5×."),
+    ("[http://x.org The site] says so. [http://x.org] Bare http://x.org here.", "The site says so. Bare here."),
+    ("One.\n{| class=x\n|-\n| cell one.\n{|\n| inner.\n|}\n|}\nTwo.", "One.\nTwo."),
+    ("The sum <math>a+b.</math> is c.<br/>Next <b>bold</b> <small>small</small>.", "The sum is c.\nNext bold small."),
+    ("* An item.\n* item\n# First.\n: Indented.\n; Term: said.\nMade of:\n", "An item.\nFirst.\nIndented.\nTerm: said."),
+    ("__NOTOC__ Text.\n<gallery>\nx.jpg|A caption.\n</gallery>", "Text."),
+    ("茶很好。\n茶\n（{{lang|x}}）他说：“好！”", "茶很好。\n他说：“好！”"),
+    ("Before.\n== See also ==\n* A thing.\n=== Deeper ===\nHidden.\n== After ==\nBack.", "Before.\nBack."),
+    ("Before.\n== 參考文獻 ==\n書。\n", "Before."),
+])
+def test_what_a_reader_sees(wikitext, expected): assert strip_wikitext(wikitext) == expected
+
+
+def test_options_of_stripping():
+    page = "Tea.\n== Kinds ==\nThese:\n* green\n== References ==\nNone."
+    assert strip_wikitext(page, headings=True) == "Tea.\nKinds"
+    assert strip_wikitext(page, prose=False) == "Tea.\nThese:\ngreen"
+    assert strip_wikitext(page, headings=True, prose=False) == "Tea.\nKinds\nThese:\ngreen"
+
+
+def test_a_bold_word_that_is_never_closed_breaks_nothing():
+    "As in the article on Alaska, where such words in a table hid 3,631 words below it."
+    page = "One.\n{| class=x\n|-\n| '''In the table.\n|}\nTwo is ''here.\n\nThree<ref>''Title’’, ''Part'' of a book.</ref>."
+    assert strip_wikitext(page) == "One.\nTwo is here.\nThree."
+
+
+def dump(pages: str, lang: str = "en", namespaces: str = "") -> bytes:
+    return (f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" xml:lang="{lang}"><siteinfo><namespaces>{namespaces}</namespaces>'
+            f"</siteinfo>{pages}</mediawiki>").encode()
+
+
+def page(n: int, text: str, ns: int = 0, extra: str = "") -> str:
+    return f"<page><title>Page {n}</title><ns>{int(ns)}</ns><id>{n}</id>{extra}<revision><id>{n}</id><text>{text}</text></revision></page>"
+
+
+def test_a_dump_accounts_for_every_page(here):
+    pages = [page(1, "Tea."), page(2, "#REDIRECT", extra='<redirect title="x" />'), page(3, "Talk.", ns=1), page(4, "{{only}}"), page(5, "茶。")]
+    Path("w.xml").write_bytes(dump("".join(pages)))
+    corpus = read_wikipedia_dump("w.xml")
+    assert list(corpus) == [{"text": t, "id": str(n), "source": "w.xml", "title": f"Page {n}", "lang": "en"} for n, t in [(1, "Tea."), (5, "茶。")]]
+    assert corpus.skipped == {"redirect": 1, "other namespace": 1, "no prose": 1}
+
+
+def test_a_dump_says_what_files_and_categories_are_called_in_its_language(here):
+    Path("w.xml.bz2").write_bytes(bz2.compress(dump(
+        page(1, "茶[[文件:x.jpg|thumb|壶。]][[分类:饮料]]很好。[[Category:x]]"), "zh",
+        '<namespace key="0" /><namespace key="6">文件</namespace><namespace key="14">分类</namespace>',
+    )))
+    assert [(r["text"], r["lang"]) for r in read_corpus("w.xml.bz2")] == [("茶很好。", "zh")]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_cut_dump_gives_its_whole_pages_and_then_an_error(here, compressed):
+    rng = np.random.default_rng(0)
+    data = dump("".join(page(n, f"Text {rng.bytes(2000).hex()} here.") for n in range(1, 1001)))
+    path = Path("enwiki-20220301-pages-articles1.xml-p1p1000.bz2" if compressed else "w.xml")
+    cut = bz2.compress(data)[:-5000] if compressed else data[:-5000]
+    path.write_bytes(cut)
+    found, message = until_error(read_corpus(path))
+    whole = (bz2.BZ2Decompressor().decompress(cut) if compressed else cut).count(b"</page>")
+    assert whole - 40 <= len(found) <= whole < 1000  # what the XML parser holds back at the end is at most a chunk
+    assert ("break off" if compressed else "not well-formed XML") in message
+    corpus = read_corpus(path, on_error="skip")
+    assert len(texts(corpus)) == len(found) and corpus.skipped == {"unreadable file": 1}
+
+
+def test_a_web_page_is_not_a_dump(here):
+    Path("w.xml").write_text("<!doctype html><html><p>Not found<br></html>", encoding="utf-8")
+    assert "not well-formed XML" in until_error(read_wikipedia_dump("w.xml"))[1]
+
+
+# Constant memory
+
+
+def peak_of(corpus: Corpus) -> tuple[int, int]:
+    "Records, and the largest amount of memory in use while they pass by."
+    tracemalloc.start()
+    try: return sum(1 for _ in corpus), tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".csv", ".jsonl.gz"])
+def test_fifty_megabytes_pass_in_constant_memory(tmp_path, suffix):
+    n, path = 50_000, tmp_path / ("big" + suffix)
+    line = {".txt": "x" * 1000, ".csv": '"' + "x" * 1000 + '"'}.get(suffix, json.dumps({"text": "x" * 1000}))
+    with (gzip.open if suffix.endswith("gz") else open)(path, "wt", encoding="utf-8") as f:
+        if suffix == ".csv": f.write("text\n")
+        f.writelines(f"{line}\n" for _ in range(n))
+    count, peak = peak_of(read_corpus(path))
+    assert count == n and peak < 4e6
+
+
+def test_a_dump_passes_in_constant_memory(tmp_path):
+    path = tmp_path / "big.xml"  # mostly talk, which is not parsed: tracing makes parsing wikitext very slow
+    path.write_bytes(dump("".join(page(i, "Tea is hot. " * (800 if i % 100 else 1), ns=bool(i % 100)) for i in range(3000))))
+    assert path.stat().st_size > 25e6
+    count, peak = peak_of(read_wikipedia_dump(path))
+    assert count == 30 and peak < 4e6
+
+
+def test_parquet_passes_in_constant_memory(tmp_path):
+    "The memory of pyarrow itself, which tracemalloc does not see."
+    path, rng = tmp_path / "big.parquet", np.random.default_rng(0)
+    with pq.ParquetWriter(path, pa.schema({"text": pa.string()})) as writer:
+        for _ in range(25): writer.write_table(pa.table({"text": [rng.bytes(1000).hex() for _ in range(1000)]}))
+    before = pa.total_allocated_bytes()
+    largest = max(pa.total_allocated_bytes() - before for _ in read_parquet(path))
+    assert path.stat().st_size > 25e6 and largest < 10e6
+
+
+# Documents and the reader
+
+
+def tiny(**changes) -> Document:
+    fields = {
+        "id": "d", "genre": "story", "topic": "food", "sentiment": "neutral", "title": {"en": "T", "zh": "题"},
+        "sentences": (("Hi there.", "你好。"), ("Bye.", "再见。"), ("Tea?", "茶？")), "entities": {"en": (), "zh": ()},
+        "question": {"en": "?", "zh": "？"}, "answer": {"en": (0, 2), "zh": (0, 1)}, "summary": {"en": "", "zh": ""},
+    }
+    return Document(**fields | changes)
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_sentence_spans_and_alignment(lines):
+    d = tiny(lines=lines)
+    assert d.text("en") == ("Hi there.\nBye.\nTea?" if lines else "Hi there. Bye. Tea?")
+    assert d.text("zh") == ("你好。\n再见。\n茶？" if lines else "你好。再见。茶？")
+    pairs = [(d.text("en")[a:b], d.text("zh")[c:e]) for (a, b), (c, e) in d.alignment()]
+    assert pairs == list(d.sentences)
+    assert d.record("zh") == {"text": d.text("zh"), "id": "d", "lang": "zh", "title": "题", "topic": "food", "sentiment": "neutral"}
+
+
+def test_names_are_found_whole_and_longest_first():
+    from lmbook.corpora import _entity_spans
+
+    text = "Oda Marl lives in Marl. Marla saw Oda's cat."
+    spans = _entity_spans(text, [("Oda", "PER"), ("Marl", "LOC"), ("Oda Marl", "PER")], "en")
+    assert [(text[a:b], kind) for a, b, kind in spans] == [("Oda Marl", "PER"), ("Marl", "LOC"), ("Oda", "PER")]
+    text = "小田在马尔街，马尔很小。"
+    assert [text[a:b] for a, b, _ in _entity_spans(text, [("马尔", "LOC"), ("马尔街", "LOC"), ("小田", "PER")], "zh")] == ["小田", "马尔街", "马尔"]
+    assert _entity_spans(text, [], "zh") == ()
+
+
+def test_the_reader_is_what_it_says():
+    reader = load_reader()
+    assert len(reader) >= 120 and len({d.id for d in reader}) == len(reader)
+    for d in reader:
+        assert d.sentiment in ("positive", "neutral", "negative"), d.id
+        for k, lang in enumerate(("en", "zh")):
+            text = d.text(lang)
+            assert [text[a:b] for a, b in d.sentence_spans(lang)] == [pair[k] for pair in d.sentences], d.id
+            start, end = d.answer[lang]
+            assert text.count(text[start:end]) == 1 and start < end, d.id
+            assert all(a < b for a, b, _ in d.entities[lang]) and all(x[1] <= y[0] for x, y in zip(d.entities[lang], d.entities[lang][1:])), d.id
+            assert d.question[lang].endswith("?？"[k]) and d.summary[lang] and d.title[lang] and d.summary[lang] not in text, d.id
+        assert {kind for *_, kind in d.entities["en"]} == {kind for *_, kind in d.entities["zh"]} <= {"PER", "LOC", "ORG", "TIME"}, d.id
+    assert list(to_dataset([d.record("en") for d in reader])) == [d.record("en") for d in reader]
+
+
+def test_python_docs_are_prose_on_every_machine():
+    docs = list(python_docs())
+    assert sum(len(r["text"]) for r in docs) > 400_000 and {"continue", "lambda"} <= {r["id"] for r in docs}
+
+
+# Statistics
+
+
+@settings(deadline=None)
+@given(tokens=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=200))
+def test_counts_agree_with_counting(tokens):
+    rank, frequency = rank_frequency(Counter(tokens))
+    assert frequency.sum() == len(tokens) and list(frequency) == sorted(Counter(tokens).values(), reverse=True) and list(rank) == list(range(1, len(rank) + 1))
+    read, met = vocabulary_growth(tokens, points=20)
+    assert read[-1] == len(tokens) and [len(set(tokens[:n])) for n in read] == list(met)
+
+
+@pytest.mark.parametrize("exponent", [-1.3, -.8, .5])
+def test_power_law_is_recovered(exponent):
+    x = np.arange(1, 2000)
+    assert power_law(x, 7 * x**exponent) == pytest.approx((exponent, 7), rel=1e-3)
+
+
+def test_words():
+    assert words("Don't stop: it's a well-known naïve CAFÉ, 42 times_x.") == ["don't", "stop", "it's", "a", "well-known", "naïve", "café", "times", "x"]
+    assert words("茶好了，tea 42。", "zh") == ["茶", "好", "了"]
+
+
+# The real thing, where it is
+
+
+def test_real_text_files_have_the_counts_of_their_readme(data_dir):
+    assert sum(1 for _ in read_text(data_dir / "chinese_poetry" / "tang_shi_10k.txt", by="paragraph")) == 10_006
+    assert sum(1 for _ in read_text(data_dir / "zhwiki" / "zhwiki_contexts.txt")) == 1_104
+    pairs = list(read_csv(data_dir / "tatoeba_en_zh" / "cmn.txt", sep="\t", names=["en", "zh", "by"], text="en"))
+    assert len(pairs) == 28_447 and pairs[0]["zh"] == "嗨。"
+    splits = {s: [r["category"] for r in read_csv(data_dir / "sib200" / lang / f"{s}.tsv")] for lang in ("eng_Latn",) for s in ("train", "dev", "test")}
+    assert sum(map(len, splits.values())) == 1_004 and len(set(splits["train"])) == 7
+    papers = read_jsonl(data_dir / "scitldr" / "dev.jsonl", text=lambda row: " ".join(row["source"]))
+    assert len(texts(papers)) == 619
+    squad = json.loads(next((data_dir / "squad").glob("*.json")).read_text(encoding="utf-8"))
+    rows = as_corpus([p for article in squad["data"] for p in article["paragraphs"]], text="context")
+    assert sum(1 for _ in rows) == 2_067 and sum(len(r["qas"]) for r in rows) == 10_570
+    assert not any(rows.skipped for rows in (papers, rows))
+
+
+def overlap(ours: str, theirs: str) -> float:
+    "F1 of the multisets of lower-cased words: 1 if both have the same words equally often."
+    a, b = (Counter(re.findall(r"\w+", text.lower())) for text in (ours, theirs))
+    return 2 * (a & b).total() / (a.total() + b.total())
+
+
+def test_the_real_dump_agrees_with_another_extractor(data_dir):
+    [path] = (data_dir / "enwiki_dump").glob("*.bz2")
+    corpus = read_corpus(path)
+    ours = {r["title"]: r["text"] for r in corpus}
+    assert corpus.skipped["redirect"] == 100 and len(ours) + corpus.skipped.total() == 206
+    with pytest.raises(tarfile.ReadError): tarfile.open(path)
+    reference = (data_dir / "enwiki_dump" / "enwiki96.txt").read_text(encoding="utf-8")
+    parts = re.split(r"^= (.+) =$", reference, flags=re.MULTILINE)[1:]
+    theirs = dict(zip(parts[::2], parts[1::2]))
+    assert len(theirs) == 96 and theirs.keys() <= ours.keys()
+    f1 = np.array([overlap(ours[title], text) for title, text in theirs.items()])
+    assert f1.mean() > .98 and f1.min() > .8 and np.median(f1) > .995
+    leftovers = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||'''|<ref|</|&[a-z]+;|\[\[(?:File|Category)|__[A-Z]+__")
+    dirty = {title: found[0] for title, text in ours.items() if (found := leftovers.findall(text))}
+    assert len(dirty) <= 3, dirty
