@@ -225,7 +225,7 @@ def sentences(node: Node, lang: str) -> list[str]:  # each with a capital letter
 
 SPACE = {"en": " ", "zh": ""}  # what stands between two sentences
 
-# %% ../nbs/01_small_world.ipynb #9e7ff56b4b
+# %% ../nbs/01_small_world.ipynb #b0d8203be3
 def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
     "Every derivation of the language as (probability, choices, story). Finite, but feasible for small grammars only."
     choices: list[int] | None = []
@@ -238,7 +238,7 @@ def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
             return i
 
         node = grammar.expand(grammar.start, {}, pick)
-        yield math.prod(choice.p[i] for i, choice in trail), [i for i, _ in trail], node
+        yield math.prod(float(choice.p[i]) for i, choice in trail), [i for i, _ in trail], node
         while trail and trail[-1][0] + 1 == len(trail[-1][1].options): trail.pop()
         choices = [i for i, _ in trail[:-1]] + [trail[-1][0] + 1] if trail else None
 
@@ -389,7 +389,7 @@ def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Ro
     logp[-2] += logp.pop()  # what is decided after the last sentence is that there is no other
     return node, variables, logp
 
-# %% ../nbs/01_small_world.ipynb #f18cea2d6b
+# %% ../nbs/01_small_world.ipynb #7037d3c767
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # a word of English text: with inner hyphens and apostrophes; punctuation marks count as words
 
 
@@ -532,7 +532,7 @@ def expectations(grammar: Grammar) -> Expectations:
     "Entropy and expected lengths of a document of the grammar: exact, without sampling or enumeration."
     own = {v for v in grammar.category if v[0] == "_"}
     walks = [(own, True), *(({v}, False) for v in grammar.category if v not in own)]  # one variable at a time keeps the states few
-    nats, count, words, en, en_bytes, zh, zh_bytes = sum(_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks)
+    nats, count, words, en, en_bytes, zh, zh_bytes = sum(_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks).tolist()
     gaps = count - 1
     return Expectations(nats, count, words, {"en": en + gaps, "zh": zh}, {"en": en_bytes + gaps, "zh": zh_bytes})
 

@@ -30,6 +30,7 @@ from tests import browser as br
 
 ROOT = Path(os.environ.get("LMBOOK_SITE_ROOT", build.DOCS.parent))  # another project, when working on the site itself
 DOCS = build.DOCS
+OUT = DOCS / "_build" if ROOT == DOCS.parent else ROOT / "_build"
 CHAPTERS = [stage.read_chapter(p, "lmbook") for p in sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: (p.stem != "index", p.stem))]
 MODULES = [c.module for c in sorted(CHAPTERS, key=lambda c: c.name) if c.module]
 PAGES = [c.name for c in CHAPTERS] + ["claims"] + ["api/index", *(f"api/{m}" for m in MODULES)] * bool(MODULES)
@@ -119,11 +120,13 @@ def built(root: Path, out: Path) -> int:
 
 
 @pytest.fixture(scope="session")
-def site() -> Path:
-    "The folder of the built site. Warnings are errors."
-    out = DOCS / "_build" if ROOT == DOCS.parent else ROOT / "_build"
-    assert built(ROOT, out) == 0, "the site does not build without warnings (they stand above)"
-    return out / "html"
+def build_status() -> int: return built(ROOT, OUT)
+
+
+@pytest.fixture(scope="session")
+def site(build_status) -> Path:
+    "The folder of the built site. A page with a warning is written all the same: `test_builds_without_a_warning` fails, others may pass."
+    return OUT / "html"
 
 
 @pytest.fixture(scope="session")
@@ -139,6 +142,10 @@ def chrome() -> Iterator:
 @pytest.fixture
 def window(chrome, base) -> Iterator[br.Watched]:
     with br.window(chrome, base) as w: yield w
+
+
+def test_builds_without_a_warning(build_status):
+    assert build_status == 0, "the warnings stand in the captured output"
 
 
 MODES = {"light": {"theme": "light"}, "dark": {"theme": "dark"}, "phone": {"width": 390, "height": 844}}
@@ -259,6 +266,7 @@ def search(page, words: str) -> list[str]:
     page.wait_for_url("**/search.html?*")
     said = "document.querySelector('#search-results .search-summary, #search-results p')?.textContent"
     page.wait_for_function(f"/found|did not match/.test({said} || '')")
+    page.wait_for_load_state("networkidle")  # the excerpts
     return page.locator("#search-results ul.search > li > a").all_text_contents()
 
 
@@ -471,7 +479,8 @@ def test_parameters_are_documented_by_their_comments(chrome, small):
         assert "text – (T,) characters" in entry["entropy"] and "in bits" in entry["entropy"] and "Exact entropy." in entry["entropy"]
         assert "size – how many documents" in entry["Corpus"] and "the text" in entry["Corpus.draw"]
         assert "Draw n words; see *args_ and |pipes|." in entry["Corpus.draw"], "a docstring is Markdown, not reStructuredText"
-        assert "left – the English one\nright" in entry["Pair"] and "Alias for field" not in page.content()
+        assert entry["Pair"].split()[-6:] == ["left", "–", "the", "English", "one", "right"]
+        assert "Alias for field" not in page.content()
         assert entry["LIMIT"].strip() == "", "not the docstring of int"
         assert page.locator("dt[id='lmbook.corpora.Corpus.size']").count() == 0, "a field is documented with its class, once"
         link = page.locator("dt[id='lmbook.corpora.Corpus.draw'] a:has(.viewcode-link)").get_attribute("href")

@@ -74,7 +74,8 @@ def on_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
         if what == "class" and dataclasses.is_dataclass(obj) and (obj.__doc__ or "").startswith(f"{obj.__name__}("): text = []
         while text and not text[-1].strip(): text.pop()
         if fields := parameters(obj): text += ["", *fields]
-    if what in {"data", "attribute"} and (inspect.getdoc(type(obj)) or "").strip() == "\n".join(text).strip(): text = []  # of int, dict, ...
+    if what in {"data", "attribute"} and (inspect.getdoc(type(obj)) or "").strip() == "\n".join(text).strip():
+        text = []  # what autodoc found is the docstring of int, of dict, ...
     lines.clear()
     if any(text): lines[:] = [".. markdown::", "", *(f"   {line}" for line in text), ""]
 
