@@ -9,7 +9,7 @@ __all__ = ['OPENERS', 'MARKS', 'Record', 'FileReader', 'DROPPED_TAGS', 'APPENDIC
            'read_wikipedia_dump', 'read_corpus', 'as_corpus', 'load_hub', 'to_dataset', 'Document', 'load_reader',
            'python_docs', 'words', 'rank_frequency', 'power_law', 'vocabulary_growth']
 
-# %% ../nbs/01_corpora.ipynb #da23d20fdf
+# %% ../nbs/01_corpora.ipynb #c93c9b2212
 import atexit
 import bz2
 import codecs
@@ -32,7 +32,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import resources
-from itertools import accumulate, groupby, islice
+from itertools import accumulate, count, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -57,7 +57,7 @@ def _import(name: str) -> Any:
     except ModuleNotFoundError as error:
         raise CorpusError(f"This needs the package {name}, which is not installed. Install it: pip install 'lmbook[corpora]'") from error
 
-# %% ../nbs/01_corpora.ipynb #c0798274f4
+# %% ../nbs/01_corpora.ipynb #b58742ac44
 OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 MARKS = (  # the longer first: UTF-32's mark begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
@@ -73,7 +73,7 @@ def _open_bytes(path: Path) -> Iterator[BinaryIO]:
             if not stream.peek(1): raise CorpusError(f"{path}: the file is empty.", "empty file")
             yield stream
     except EOFError as error:
-        raise CorpusError(f"{path}: the compressed data break off before their end; what came before is read. Fetch the file again.") from error
+        raise CorpusError(f"{path}: the compressed data break off; what came before is read. Fetch the file again.") from error
     except (zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None: raise CorpusError(f"{path}: {error.strerror}.") from error
         raise CorpusError(f"{path}: these are not {path.suffix} data, or they are damaged ({error}). Fetch the file again.") from error
@@ -84,12 +84,12 @@ def guess_encoding(
 ) -> str | None: # a name that Python knows, or None where nothing fits
     "Guess from the first part of a file that is not plain ASCII (with charset-normalizer). A guess: look at the text before you trust it."
     with _open_bytes(Path(path)) as stream:
-        start = True
-        while (sample := stream.read(1 << 16)) and sample.isascii() and b"\0" not in sample: start = False
+        while (sample := stream.read(1 << 16)) and sample.isascii() and b"\0" not in sample: pass
         sample += stream.read(1 << 16)
-    # Only whole lines, lest the cut goes through a character. UTF-16 and UTF-32 have zero bytes, so their sample starts with the file.
-    if not start: sample = sample[sample.find(b"\n") + 1 :]
-    if len(sample) > 1 << 16 and b"\0" not in sample: sample = sample[: sample.rfind(b"\n") + 1] or sample
+    if len(sample) == 1 << 17 and b"\0" not in sample: sample = sample[: sample.rfind(b"\n") + 1] or sample  # not through a character
+    trial = sample.decode("utf-8", "replace")
+    wrong = trial.count("\ufffd")
+    if sum(c > "\x7f" for c in trial) > 10 * wrong: return "utf-8"  # damaged in some places, but no other encoding looks like UTF-8
     best = _import("charset_normalizer").from_bytes(sample).best()
     return best.encoding.replace("_", "-") if best else None
 
@@ -176,7 +176,7 @@ class Corpus:
 
     def __repr__(self) -> str: return f"Corpus({self.name!r})"
 
-# %% ../nbs/01_corpora.ipynb #7240fbb50f
+# %% ../nbs/01_corpora.ipynb #f76197fa35
 @dataclass(frozen=True)
 class Options:
     "How to read files; each kind of file uses the ones that concern it."
@@ -217,7 +217,7 @@ def _read_text(path: Path, source: str, options: Options, complaints: Complaints
     with _open_text(path, options.encoding, complaints.on_error) as lines:
         for n, text in _pieces(lines, options.by):
             if "\0" in text:
-                raise CorpusError(f"{path}, line {n}: a zero byte. This is not a text file, or UTF-16 without a mark (encoding='utf-16-le').")
+                raise CorpusError(f"{path}, line {n}: a zero byte. This is no text file, or UTF-16 without a mark (encoding='utf-16-le').")
             if not text.strip(): complaints.counts["blank line"] += 1
             elif _flaw(text): complaints("wrong bytes", f"{path}, line {n}: half a character.")
             else: yield {"text": text, "id": source if options.by == "file" else f"{source}:{n}", "source": source}
@@ -230,8 +230,8 @@ def _existing(path: str | Path) -> Path:
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         alike = difflib.get_close_matches(path.name, beside, n=1)
-        advice = f"Did you mean {alike[0]}?" if alike else f"Python looks for it from the folder {Path.cwd().name}." if not path.is_absolute() else ""
-        raise CorpusError(f"There is no file {path}. {advice}".strip(), "missing file")
+        advice = f"Did you mean {alike[0]}?" if alike else f"Paths begin at {Path.cwd()}, unless they are absolute."
+        raise CorpusError(f"There is no file {path}. {advice}", "missing file")
     return path
 
 
@@ -264,7 +264,7 @@ def read_text(
     "Records of a plain text file. Lines without text are left out and counted."
     return _file_corpus(_read_text, path, Options(by=by, encoding=encoding), on_error)
 
-# %% ../nbs/01_corpora.ipynb #94be013117
+# %% ../nbs/01_corpora.ipynb #8ec62f3ed0
 def _record(row: Any, path: Path | str, source: str, n: int, options: Options, complaints: Complaints) -> Record | None:
     "Make a record of row `n`, or complain and return None."
     if not isinstance(row, Mapping):
@@ -296,7 +296,7 @@ def _read_jsonl(path: Path, source: str, options: Options, complaints: Complaint
             try: row = json.loads(line)
             except (ValueError, RecursionError) as error:
                 what = f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-                complaints("malformed row", f"{path}, line {n}: this is not JSON ({what}). Mend the line, or leave such lines out with on_error='skip'.")
+                complaints("malformed row", f"{path}, line {n}: not JSON ({what}). Mend it, or leave such lines out with on_error='skip'.")
                 continue
             if record := _record(row, path, source, n, options, complaints): yield record
 
@@ -321,7 +321,7 @@ def read_jsonl(
     "Records of a JSONL file. All other fields stay beside the text."
     return _file_corpus(_read_jsonl, path, Options(text=text, encoding=encoding), on_error)
 
-# %% ../nbs/01_corpora.ipynb #84f24eeb81
+# %% ../nbs/01_corpora.ipynb #9c97b2b112
 def _read_csv(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:])
     sep = options.sep or ("\t" if tabs else ",")
@@ -330,16 +330,18 @@ def _read_csv(path: Path, source: str, options: Options, complaints: Complaints)
     with _open_text(path, options.encoding, complaints.on_error, newline="") as stream:
         rows = csv.reader(stream, delimiter=sep, quoting=csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE, strict=True)
         names = list(options.names or next(rows))
-        if len(set(names)) < len(names): raise CorpusError(f"{path}: two columns have the same name in {names}. Give others with names=[...].")
+        if len(set(names)) < len(names): raise CorpusError(f"{path}: two columns have one name, in {names}. Give others with names=[...].")
         if not callable(options.text) and options.text not in names:
-            raise CorpusError(f"{path}: there is no column {options.text!r}. The columns are {', '.join(map(repr, names))}. Name one with text='...'; "
+            there = ", ".join(map(repr, names))
+            raise CorpusError(f"{path}: there is no column {options.text!r}. The columns are {there}. Name one with text='...'; "
                               "if these are not names but data, name the columns with names=[...].", "no text")
-        for n in range(1, 1 << 62):
+        for n in count(1):
             line = rows.line_num + 1
             try: row = next(rows)
             except StopIteration: return
             except csv.Error as error:
-                advice = " A quote that is opened here is never closed; quotes=False takes quotes as they stand." if "end of data" in str(error) else ""
+                advice = ""
+                if "end of data" in str(error): advice = " A quote opens here and never closes; quotes=False takes quotes as they stand."
                 complaints("malformed row", f"{path}, line {line}: {error}.{advice}")
                 continue
             if not row: complaints.counts["blank line"] += 1
@@ -361,7 +363,7 @@ def read_csv(
     "Records of a table in a text file. All columns stay, as strings, beside the text."
     return _file_corpus(_read_csv, path, Options(text=text, sep=sep, names=names, quotes=quotes, encoding=encoding), on_error)
 
-# %% ../nbs/01_corpora.ipynb #e05697b815
+# %% ../nbs/01_corpora.ipynb #ec8e623d51
 def _read_parquet(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
@@ -369,10 +371,11 @@ def _read_parquet(path: Path, source: str, options: Options, complaints: Complai
     if not path.stat().st_size: raise CorpusError(f"{path}: the file is empty.", "empty file")
     n = 0
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, pre_buffer=False) as file:  # pre-buffering would take in all of it
             if not callable(options.text) and options.text not in file.schema_arrow.names:
-                names = ", ".join(map(repr, file.schema_arrow.names))
-                raise CorpusError(f"{path}: there is no column {options.text!r}. The columns are {names}. Name one with text='...'.", "no text")
+                there = ", ".join(map(repr, file.schema_arrow.names))
+                message = f"{path}: there is no column {options.text!r}. The columns are {there}. Name one with text='...'."
+                raise CorpusError(message, "no text")
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     n += 1
@@ -408,7 +411,7 @@ def write_jsonl(
     finally: unfinished.unlink(missing_ok=True)
     return n
 
-# %% ../nbs/01_corpora.ipynb #926786b4d2
+# %% ../nbs/01_corpora.ipynb #9eaeb16b3a
 DROPPED_TAGS = frozenset(
     "ref references gallery math chem ce timeline table score imagemap syntaxhighlight source pre templatedata hiero graph categorytree "
     "mapframe maplink inputbox section style".split()
@@ -446,6 +449,7 @@ def _visible(code: Any, hidden: frozenset[str], out: list[str]) -> None:
         elif isinstance(node, nodes.Tag):
             if str(node.tag).strip().lower() in DROPPED_TAGS: continue
             if node.tag == "br": out.append("\n")
+            elif node.wiki_markup == ":" and out and not out[-1].endswith("\n"): out.append(":")  # ; term : meaning
             elif node.contents is not None: _visible(node.contents, hidden, out)
 
 
@@ -462,9 +466,9 @@ def strip_wikitext(
     _visible(parser.parse(wikitext, skip_style_tags=True), hidden, out)
     text = re.sub(r"[^\S\n]+", " ", re.sub(r"__[A-Z]+__", "", "".join(out)))
     # What dropped templates leave behind: "Tea ( , ) is", "Tea (; pronounced so)".
-    text = re.sub(r"(?: *[,;:，；：])+ *([)）])", r"\1", text)
-    text = re.sub(r"([(（])(?: *[,;:，；：])+ *", r"\1", text)
-    text = re.sub(r" ?[(（] *[)）]", "", text)
+    text = re.sub(r"[ ,;:，；：]+([)）])", r"\1", text)
+    text = re.sub(r"([(（])[ ,;:，；：]+", r"\1", text)
+    text = re.sub(r" ?[(（][)）]", "", text)
 
     def wanted(line: str) -> bool:
         if line.startswith(HEADING): return headings
@@ -473,7 +477,7 @@ def strip_wikitext(
     lines = (line.strip() for line in text.split("\n"))
     return "\n".join(line.removeprefix(HEADING) for line in lines if wanted(line))
 
-# %% ../nbs/01_corpora.ipynb #88775222a9
+# %% ../nbs/01_corpora.ipynb #cedb4059f7
 def _read_dump(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     hidden = frozenset({"file", "image", "category", "media"})
     parse_error = _import("mwparserfromhell").parser.ParserError
@@ -484,12 +488,12 @@ def _read_dump(path: Path, source: str, options: Options, complaints: Complaints
             lang = root.get("{http://www.w3.org/XML/1998/namespace}lang")
             for event, element in elements:
                 if event == "start": continue
-                if element.tag.endswith("}namespace") and element.get("key") in ("6", "14"):  # what files and categories are called in this wiki
-                    hidden |= {(element.text or "").lower()}
+                if element.tag.endswith("}namespace") and element.get("key") in ("6", "14"):
+                    hidden |= {(element.text or "").lower()}  # what files and categories are called in this wiki
                 if not element.tag.endswith("}page"): continue
                 title, page_id, wikitext = (element.findtext("{*}" + tag, "") for tag in ("title", "id", "revision/{*}text"))
-                if element.findtext("{*}ns") != "0": complaints.counts["other namespace"] += 1
-                elif element.find("{*}redirect") is not None: complaints.counts["redirect"] += 1
+                if element.find("{*}redirect") is not None: complaints.counts["redirect"] += 1
+                elif element.findtext("{*}ns") != "0": complaints.counts["other namespace"] += 1
                 else:
                     text = ""
                     try: text = strip_wikitext(wikitext, options.headings, options.prose, hidden)
@@ -499,7 +503,7 @@ def _read_dump(path: Path, source: str, options: Options, complaints: Complaints
                     if text: yield {"text": text, "id": page_id, "source": source, "title": title, "lang": lang}
                 root.clear()
         except ET.ParseError as error:
-            raise CorpusError(f"{path}: not well-formed XML ({error}). What came before is read; the file may be cut or damaged.") from error
+            raise CorpusError(f"{path}: not well-formed XML ({error}). What came before is read; the file may be cut.") from error
 
 
 def read_wikipedia_dump(
@@ -514,7 +518,7 @@ def read_wikipedia_dump(
     """
     return _file_corpus(_read_dump, path, Options(headings=headings, prose=prose), on_error)
 
-# %% ../nbs/01_corpora.ipynb #ba14236ca8
+# %% ../nbs/01_corpora.ipynb #8964fec1a2
 READERS: dict[str, FileReader] = {
     ".txt": _read_text, ".text": _read_text, ".md": _read_text, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json,
     ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".xml": _read_dump,
@@ -554,12 +558,14 @@ def read_corpus(
     if isinstance(source, str) and not path.exists() and not _reader(path) and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
         try: return load_hub(source, split, on_error=on_error, **options)
         except CorpusError as error:
-            raise CorpusError(f"There is no file or folder {source} here, so this was taken for the name of a data set. {error}", error.kind) from error
+            message = f"There is no file or folder {source} here, so this was taken for the name of a data set. {error}"
+            raise CorpusError(message, error.kind) from error
     read = _reader(_existing(path))
-    if read is None: raise CorpusError(f"{path}: do not know how to read this kind of file. Known are {', '.join(READERS)}; read_text takes any text.")
+    if read is None:
+        raise CorpusError(f"{path}: do not know how to read this kind of file. Known are {', '.join(READERS)}; read_text takes any text.")
     return _file_corpus(read, path, Options(**options), on_error)
 
-# %% ../nbs/01_corpora.ipynb #fa0e42af6b
+# %% ../nbs/01_corpora.ipynb #8b012143a7
 def as_corpus(
     rows: Iterable[Mapping[str, Any]],  # a datasets.Dataset or IterableDataset, a list of dicts, ...
     text: str | Callable[[Record], str] = "text",  # the column that holds the text, or a function that makes it from a row
@@ -567,7 +573,7 @@ def as_corpus(
     on_error: str = "raise",  # at a row that cannot be used: "raise" CorpusError, or "skip" and count it
 ) -> Corpus:
     "Records of rows that are already in memory or that a library streams."
-    if iter(rows) is rows: raise CorpusError("These rows can be read only once. Put them into a list, or give an object that can be read again.")
+    if iter(rows) is rows: raise CorpusError("These rows can be read only once. Put them into a list, or give what opens them anew.")
     return Corpus(partial(_read_rows, rows, name, Options(text=text)), name, on_error)
 
 
@@ -581,12 +587,13 @@ def _not_loaded(name: str, error: Exception) -> CorpusError:
     import datasets
 
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
-        return CorpusError(f"{name}: the hub has no data set of this name that everybody may read. Check the name: it is 'owner/name'.", "not loaded")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"): what = "the network is switched off (HF_HUB_OFFLINE is set)."
-    elif isinstance(error, OSError): what = "the hub cannot be reached."
-    else: return CorpusError(f"{name}: {type(error).__name__}: {error}", "not loaded")
-    way_out = "If there is a mirror, set HF_ENDPOINT to its address before Python starts. If you have a copy, give the path of its folder instead."
-    return CorpusError(f"{name}: {what} {way_out}", "not loaded")
+        message = f"{name}: the hub has no data set of this name that everybody may read. Check the name: it is 'owner/name'."
+        return CorpusError(message, "not loaded")
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if not offline and not isinstance(error, OSError): return CorpusError(f"{name}: {type(error).__name__}: {error}", "not loaded")
+    what = "the network is switched off (HF_HUB_OFFLINE is set)" if offline else "the hub cannot be reached"
+    advice = "If there is a mirror, set HF_ENDPOINT to its address before Python starts. If you have a copy, give the path of its folder."
+    return CorpusError(f"{name}: {what}. {advice}", "not loaded")
 
 
 def load_hub(
@@ -602,7 +609,7 @@ def load_hub(
     import datasets
 
     try: rows = datasets.load_dataset(name, split=split, streaming=streaming, **options)
-    except Exception as error: raise _not_loaded(name, error) from error  # the library raises a dozen kinds, some of them of other libraries
+    except Exception as error: raise _not_loaded(name, error) from error  # a dozen kinds, some of them of other libraries
     return as_corpus(_Streamed(rows, name), text, name, on_error)
 
 
@@ -645,7 +652,7 @@ def to_dataset(
         if isinstance(error.__cause__, CorpusError): raise error.__cause__ from None
         raise
 
-# %% ../nbs/01_corpora.ipynb #0bbe00ad5f
+# %% ../nbs/01_corpora.ipynb #91d4e5eccf
 LANGUAGES = ("en", "zh")
 Span = tuple[int, int]  # the first character and the one after the last, as in text[start:end]
 
@@ -689,7 +696,8 @@ class Document:
 
     def record(self, lang: str) -> Record:
         "This text in one language as a record of a corpus."
-        return {"text": self.text(lang), "id": self.id, "lang": lang, "title": self.title[lang], "topic": self.topic, "sentiment": self.sentiment}
+        about = {"id": self.id, "lang": lang, "title": self.title[lang], "topic": self.topic, "sentiment": self.sentiment}
+        return {"text": self.text(lang), **about}
 
 # %% ../nbs/01_corpora.ipynb #64104c59c7
 def _entity_spans(text: str, entities: Sequence[tuple[str, str]], lang: str) -> tuple[tuple[int, int, str], ...]:
@@ -720,9 +728,9 @@ def load_reader() -> list[Document]:
     text = resources.files("lmbook.data").joinpath("reader.jsonl").read_text(encoding="utf-8")
     return [_document(json.loads(line)) for line in text.splitlines()]
 
-# %% ../nbs/01_corpora.ipynb #b2b10a8603
+# %% ../nbs/01_corpora.ipynb #ec9b4cec0f
 def python_docs() -> Corpus:
-    "Python's own documentation, a record for each topic of `help`: real English prose on every machine. It differs a little between versions."
+    "Python's own documentation, a record for each topic of `help`: real English prose on every machine, a little other in each version."
     from pydoc_data.topics import topics
 
     rows = [{"text": text, "id": topic, "source": "pydoc_data.topics", "lang": "en"} for topic, text in topics.items()]

@@ -51,14 +51,16 @@ def markdown(source: str) -> list[Token]:
 
 @dataclass(frozen=True)
 class Page:
-    "A notebook with its name and the numbers of the book's modules."
+    "A notebook with its name and the places of the book's modules."
 
     stem: str  # "01_corpora"
     nb: NotebookNode
-    order: dict[str, int] = field(default_factory=dict)  # module -> number of the notebook that exports it
+    order: dict[str, tuple[int, str]] = field(default_factory=dict)  # module -> place of the notebook that exports it
 
     @property
-    def number(self) -> int: return -1 if self.stem == PREFACE else int(m[0]) if (m := re.match(r"\d+", self.stem)) else 10**6
+    def number(self) -> tuple[int, str]:
+        "Its place in the book: by number, and by name among those that share one (01_corpora, 01_small_world)."
+        return -1 if self.stem == PREFACE else int(m[0]) if (m := re.match(r"\d+", self.stem)) else 10**6, self.stem
 
     @property
     def code(self) -> list[NotebookNode]: return [c for c in self.nb.cells if c.cell_type == "code" and c.source.strip()]
@@ -95,7 +97,7 @@ def read(path: Path) -> NotebookNode:
 
 def book(folder: Path = NBS) -> list[Page]:
     "All notebooks in reading order."
-    order: dict[str, int] = {}
+    order: dict[str, tuple[int, str]] = {}
     pages = [Page(p.stem, read(p), order) for p in sorted(folder.glob("*.ipynb"))]
     order |= {p.module: p.number for p in pages if p.module}
     return sorted(pages, key=lambda p: p.number)

@@ -7,6 +7,7 @@ everything that would differ the next time. So running an unchanged notebook lea
 from __future__ import annotations
 
 import argparse
+import base64
 import filecmp
 import hashlib
 import os
@@ -21,6 +22,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
+PICTURE = ROOT / "docs" / "_static" / "floor.png"  # shown by the README
 
 # The environment of every kernel, when outputs are stored and when they are compared. Not needed by readers: it makes runs alike.
 KERNEL_ENV = {
@@ -77,31 +79,39 @@ def normalise(nb: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return nb
 
 
+def store(nb: nbformat.NotebookNode, path: Path) -> None:
+    "Write a notebook through a temporary file, so that an interrupt leaves the old one whole."
+    scratch = path.with_suffix(".ipynb.tmp")
+    scratch.write_text(nbformat.writes(nb) + "\n", encoding="utf-8", newline="\n")
+    scratch.replace(path)
+
+
 def run(path: Path) -> float:
     "Execute the notebook in a clean kernel from top to bottom and store its outputs; returns the seconds it took."
     from nbclient import NotebookClient
 
-    nb = nbformat.read(path, as_version=4)
+    nb = normalise(nbformat.read(path, as_version=4))
     for cell in nb.cells:
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
-    nb = normalise(nb)
     start = time.perf_counter()
     client = NotebookClient(
         nb, timeout=900, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(path.resolve().parent)}}
     )
     client.execute(env=os.environ | KERNEL_ENV)
     seconds = time.perf_counter() - start
-    # Only a run that went through is stored; through a temporary file, so that an interrupt leaves the old notebook whole.
-    text = nbformat.writes(normalise(nb)) + "\n"
-    scratch = path.with_suffix(".ipynb.tmp")
-    scratch.write_text(text, encoding="utf-8", newline="\n")
-    scratch.replace(path)
+    store(normalise(nb), path)  # only a run that went through
     return seconds
 
 
 def export(root: Path = ROOT) -> None:
     "Export every notebook under `root` into its package with nbdev. (Never `nbdev_clean`: it deletes execution counts, nbval needs them.)"
     subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=root, check=True)
+
+
+def readme_picture() -> bytes:
+    "The README's picture: the last figure of the tour, as stored."
+    outputs = [out for cell in nbformat.read(NBS / "00_tour.ipynb", as_version=4).cells for out in cell.get("outputs", ())]
+    return base64.b64decode([out.data["image/png"] for out in outputs if "image/png" in out.get("data", {})][-1])
 
 
 def export_differences() -> list[str]:
@@ -116,6 +126,7 @@ def export_differences() -> list[str]:
         rows = [f"lmbook/{n}: no notebook exports it" for n in sorted(have.keys() - want.keys())]
         rows += [f"lmbook/{n}: missing" for n in sorted(want.keys() - have.keys())]
         rows += [f"lmbook/{n}: differs" for n in sorted(have.keys() & want.keys()) if not filecmp.cmp(have[n], want[n], shallow=False)]
+        if PICTURE.read_bytes() != readme_picture(): rows.append(f"{PICTURE.relative_to(ROOT)}: not the tour's last figure")
         return rows
 
 
@@ -128,10 +139,14 @@ def main() -> None:
     commands.add_parser("check", help="fail if lmbook/ is not what the notebooks export")
     args = parser.parse_args()
     if args.command == "run":
+        for path in notebooks(args.paths): store(normalise(nbformat.read(path, as_version=4)), path)  # the export names cells by their ids
         export()
         for path in notebooks(args.paths):
             print(f"{path}: {run(path):.1f} s", flush=True)
-    elif args.command == "export": export()
+        PICTURE.write_bytes(readme_picture())
+    elif args.command == "export":
+        export()
+        PICTURE.write_bytes(readme_picture())
     else:
         rows = export_differences()
         if rows: sys.exit("\n".join([*rows, "The package is not what the notebooks export: run `make export` and commit lmbook/."]))
