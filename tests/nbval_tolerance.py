@@ -61,7 +61,14 @@ class KernelDied(RuntimeError):
 
 
 class BookKernel(RunningKernel):
-    "A kernel whose death is noticed at once; nbval would wait for its answer until the timeout of the cell, 2000 s."
+    """A kernel that runs cells as Jupyter does, and whose death is noticed at once.
+
+    nbval would wait for the answer of a dead kernel until the timeout of the cell, 2000 s; and it keeps cells out of the history, where
+    IPython looks for the semicolon that silences a last line.
+    """
+
+    def execute_cell_input(self, cell_input: str, allow_stdin: bool | None = None) -> str:
+        return self.kc.execute(cell_input, store_history=True, allow_stdin=allow_stdin, stop_on_error=False)
 
     def get_message(self, stream: str, timeout: float | None = None) -> dict:
         end = time.monotonic() + (float("inf") if timeout is None else timeout)
