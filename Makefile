@@ -34,7 +34,7 @@ test: $(STAMP) lint docs ## re-run and compare every cell, test the package, the
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env nbs tests
 
 docs: $(STAMP) ## render the site into docs/_build/html (warnings are errors)
-	$(PY) docs/build.py
+	$(PY) -m docs.build
 
 run: export ## execute a notebook in a clean kernel and store its outputs: make run NB=nbs/01_corpora.ipynb (default: all)
 	$(PY) -m tools.notebooks run $(NB)

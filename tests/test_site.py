@@ -489,7 +489,7 @@ def test_parameters_are_documented_by_their_comments(chrome, small):
 
 def test_search_finds_chinese(chrome, small):
     with br.served(small / "_build" / "html") as url, br.window(chrome, url) as w:
-        for words in ["词向量", "向量", "句子的熵"]:
+        for words in ["词向量", "句子", "一个句子"]:  # 句子 stands inside a clause: Sphinx alone does not find it
             assert any("Corpora" in title or "词向量" in title for title in search(w.open("index.html"), words)), words
         assert search(w.open("index.html"), "量子") == []
 
