@@ -383,11 +383,13 @@ def test_api_documents_every_exported_name_and_leads_to_its_cell(window):
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR4nGOor6/HihiGlgQAbgBPwSJ5kd8AAAAASUVORK5CYII="
 MODULE = '''"Where *text* comes from."
-__all__ = ["LIMIT", "Pair", "Corpus", "entropy"]
-from dataclasses import dataclass
+__all__ = ["LIMIT", "Row", "Pair", "Corpus", "entropy"]
+from dataclasses import dataclass, field
+from functools import cache
 from typing import NamedTuple
 
 LIMIT = 5
+Row = dict[str, int]
 
 class Pair(NamedTuple):
     "Two texts."
@@ -398,12 +400,14 @@ class Pair(NamedTuple):
 class Corpus:
     "A corpus with **known** entropy $H$."
     size: int = 3  # how many `documents`
+    rows: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def draw(self, n: int) -> str:  # the text
         "Draw `n` words; see *args_ and |pipes|."
         return "a" * n
 
 
+@cache
 def entropy(
     text: str,  # (T,) characters
     base: float = 2.0,
@@ -482,6 +486,10 @@ def test_parameters_are_documented_by_their_comments(chrome, small):
         assert entry["Pair"].split()[-6:] == ["left", "–", "the", "English", "one", "right"]
         assert "Alias for field" not in page.content()
         assert entry["LIMIT"].strip() == "", "not the docstring of int"
+        heads = {i: page.locator(f"dt[id='lmbook.corpora.{i}']").inner_text() for i in names}
+        assert "rows: dict[str, tuple[int, str]] = ..." in " ".join(heads["Corpus"].split())
+        assert "alias of dict[str, int]" in page.locator("dl:has(> dt[id='lmbook.corpora.Row']) > dd").inner_text()
+        assert "new empty dictionary" not in page.content() and heads["entropy"].startswith("entropy(text: str, base: float = 2.0)")
         assert page.locator("dt[id='lmbook.corpora.Corpus.size']").count() == 0, "a field is documented with its class, once"
         link = page.locator("dt[id='lmbook.corpora.Corpus.draw'] a:has(.viewcode-link)").get_attribute("href")
         assert link.endswith("#source-lmbook.corpora.Corpus"), "a method is found with its class"

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import io
 import os
+import re
 import textwrap
 import tokenize
 from pathlib import Path
@@ -48,6 +49,7 @@ def field_names(obj: Any) -> list[str]:
 
 def comments(obj: Any) -> dict[str, str]:
     "The comment beside each parameter of `obj`, and beside what it returns (`return`); empty where there is none."
+    obj = inspect.unwrap(obj)
     try:
         if not (names := field_names(obj)) or dataclasses.is_dataclass(obj):
             return {name: " ".join((text or "").split()) for name, text in docments(obj).items()}
@@ -74,10 +76,17 @@ def on_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, line
         if what == "class" and dataclasses.is_dataclass(obj) and (obj.__doc__ or "").startswith(f"{obj.__name__}("): text = []
         while text and not text[-1].strip(): text.pop()
         if fields := parameters(obj): text += ["", *fields]
-    if what in {"data", "attribute"} and (inspect.getdoc(type(obj)) or "").strip() == "\n".join(text).strip():
+    if what in {"data", "attribute"} and "\n".join(text).strip() in {(inspect.getdoc(o) or "").strip() for o in (obj, type(obj))}:
         text = []  # what autodoc found is the docstring of int, of dict, ...
     lines.clear()
     if any(text): lines[:] = [".. markdown::", "", *(f"   {line}" for line in text), ""]
+
+
+def on_signature(
+    app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    "A default that Python shows as `<factory>` is no Python, and Sphinx would cut the whole signature at its commas."
+    return signature and re.sub(r"=\s*<[^<>]*>", "=...", signature), returns
 
 
 class ModuleDirective(SphinxDirective):
@@ -102,7 +111,8 @@ def entry(name: str, obj: Any) -> list[str]:
         members = ["members:", "undoc-members:", "member-order: bysource", "special-members: __call__, __iter__, __getitem__"]
         if fields: members.append(f"exclude-members: {', '.join(fields)}")
         return [f".. autoclass:: {name}", *(f"   :{m}" for m in members), ""]
-    if callable(obj): return [f".. autofunction:: {name}", ""]
+    # An alias such as `Row = dict[str, str]` can be called too, but is none.
+    if inspect.isroutine(obj) or hasattr(obj, "__wrapped__"): return [f".. autofunction:: {name}", ""]
     return [f".. autodata:: {name}", *(["   :no-value:"] if len(repr(obj)) > 200 else []), ""]
 
 
@@ -120,4 +130,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("markdown", MarkdownDirective)
     app.add_directive("chapter-module", ModuleDirective)
     app.connect("autodoc-process-docstring", on_docstring)
+    app.connect("autodoc-process-signature", on_signature)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
