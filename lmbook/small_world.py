@@ -7,7 +7,7 @@ __all__ = ['Part', 'Row', 'Node', 'SPACE', 'SENTENCE_END', 'WORD', 'SPLITS', 'Sl
            'Choice', 'Grammar', 'phrase', 'leaves', 'sentences', 'derivations', 'readings', 'replay', 'Expectations',
            'expectations', 'SmallWorldConfig', 'SmallWorld']
 
-# %% ../nbs/01_small_world.ipynb #62e7c8e090
+# %% ../nbs/01_small_world.ipynb #b33f71be99
 import itertools
 import math
 import re
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .corpora import LANGUAGES, Document
+from .corpora import LANGUAGES, Corpus, Document
 
 # %% ../nbs/01_small_world.ipynb #a42505e367
 class Slot(NamedTuple):
@@ -576,7 +576,7 @@ def _dice(seed: int, indices: np.ndarray, n: int, skip: int = 0) -> np.ndarray:
     position = np.arange(skip + 1, skip + n + 1, dtype=np.uint64) * golden
     return (mix(key[:, None] + position) >> np.uint64(32)).astype(np.uint32)
 
-# %% ../nbs/01_small_world.ipynb #c4fe7db27b
+# %% ../nbs/01_small_world.ipynb #e7bdb17d0a
 class SmallWorld:
     """A bilingual world of little stories without end, with everything about them known.
 
@@ -612,6 +612,15 @@ class SmallWorld:
         stop = None if n is None else first + n
         space, grammar = SPACE[lang], self.grammar
         for _, pick in self._picks(first, stop): yield space.join(sentences(grammar.expand(grammar.start, {}, pick), lang))
+
+    def corpus(self, split: str = "train", lang: str = "en", n: int | None = None) -> Corpus:
+        "The first `n` texts of a split (or all, without end) as records, to be read like any other corpus."
+
+        def read(_) -> Iterator[dict]:
+            for i, text in enumerate(self.texts(split, lang, n), self.index(split)):
+                yield {"text": text, "id": f"small-world-{self.config.seed}-{i}", "lang": lang}
+
+        return Corpus(read, f"Small World, {split}")
 
     def index(self, split: str, number: int = 0) -> int:
         "The index of document `number` of a split."

@@ -119,22 +119,22 @@ def built(root: Path, out: Path) -> int:
     return build.build(root, out)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def build_status() -> int: return built(ROOT, OUT)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def site(build_status) -> Path:
     "The folder of the built site. A page with a warning is written all the same: `test_builds_without_a_warning` fails, others may pass."
     return OUT / "html"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base(site) -> Iterator[str]:
     with br.served(site) as url: yield url
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chrome() -> Iterator:
     with br.launched() as browser: yield browser
 
@@ -148,37 +148,37 @@ def test_builds_without_a_warning(build_status):
     assert build_status == 0, "the warnings stand in the captured output"
 
 
-MODES = {"light": {"theme": "light"}, "dark": {"theme": "dark"}, "phone": {"width": 390, "height": 844}}
+def looked_at(w: br.Watched, path: str) -> list[str]:
+    """What is wrong with a page: on a phone, then on a desk in light and in dark.
+
+    It is loaded once, narrow: formulas are broken into lines for the width that they find.
+    """
+    w.page.set_viewport_size({"width": 390, "height": 844})
+    page = w.open(path, quiet=True)
+    problems = [f"phone: {p}" for p in br.width_problems(page)]
+    problems += [*br.math_problems(page), *br.diagram_problems(page), *br.figure_problems(page)]
+    page.set_viewport_size({"width": 1280, "height": 900})
+    for theme in ["light", "dark"]:
+        page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)  # what the theme's menu does
+        w.settle()
+        problems += [f"{theme}: {p}" for p in [*br.contrast_problems(page), *br.diagram_problems(page)]]
+    return [*w.problems, *problems]
 
 
-@pytest.fixture(scope="session", params=MODES)
-def mode(request, chrome, base) -> Iterator[tuple[str, br.Watched]]:
+@pytest.fixture(scope="module")
+def desk(chrome, base) -> Iterator[br.Watched]:
     "A window that stays open for all pages, as a reader's does; what pages share is loaded once."
-    with br.window(chrome, base, **MODES[request.param]) as w: yield request.param, w
+    with br.window(chrome, base) as w: yield w
 
 
 @pytest.mark.parametrize("name", [*PAGES, "search"])
-def test_page(mode, name):
-    kind, w = mode
-    page = w.open(f"{name}.html", quiet=True)
-    assert page.locator("html").get_attribute("data-theme") == MODES[kind].get("theme", "light")
-    problems = [*w.problems, *br.math_problems(page), *br.diagram_problems(page), *br.figure_problems(page)]
-    problems += br.width_problems(page) if kind == "phone" else br.contrast_problems(page)
-    assert not problems, "\n".join(problems)
+def test_page(desk, name):
+    assert not (problems := looked_at(desk, f"{name}.html")), "\n".join(problems)
 
 
 def test_pages_are_the_ones_expected(site):
     have = {p.relative_to(site).with_suffix("").as_posix() for p in site.rglob("*.html") if "_static" not in p.parts}
     assert have == {*PAGES, *GENERATED} - ({"py-modindex"} if not MODULES else set())
-
-
-def test_every_formula_and_diagram_of_the_notebooks_is_on_its_page(window):
-    for chapter in CHAPTERS:
-        text = "\n\n".join(c.source for c in chapter.notebook.cells if c.cell_type == "markdown")
-        page = window.open(f"{chapter.name}.html")
-        assert page.locator("pre.mermaid svg").count() == len(re.findall(r"^```mermaid", text, flags=re.M)), chapter.name
-        prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.M | re.S)
-        if re.search(r"(?<!\\)\$[^$\s]", prose): assert page.locator(".math mjx-container").count() > 0, chapter.name
 
 
 def source_cell(page, module: str, name: str):
@@ -187,46 +187,38 @@ def source_cell(page, module: str, name: str):
     return page.locator(f"div.cell{anchor}, div.cell:has(> {anchor})")
 
 
-def test_code_is_shown_without_directives(window):
-    for chapter in CHAPTERS:
-        page = window.open(f"{chapter.name}.html")
-        shown = page.locator("div.cell_input pre").evaluate_all("all => all.map((e) => e.textContent)")
-        assert not [s for s in shown if re.search(r"^\s*#\s*(\||NBVAL_)", s, flags=re.M)], chapter.name
-        assert [s.strip() for s in shown] == [c.source.strip() for c in chapter.notebook.cells if c.cell_type == "code" and c.source]
-        for module, names in chapter.definitions.items():
-            missing = [n for n in names if source_cell(page, module, n).locator("div.cell_input pre").count() != 1]
-            assert not missing, f"{chapter.name} does not show where it defines {missing}"
-
-
-def test_captions_and_alt_texts_come_from_the_cells(window):
-    for chapter in CHAPTERS:
-        pictures = [c for c in chapter.notebook.cells if any("image/png" in o.get("data", {}) for o in c.get("outputs", []))]
-        cells = [c.metadata.get("mystnb", {}) for c in pictures]
-        page = window.open(f"{chapter.name}.html")
-        alts = page.locator("div.cell_output img").evaluate_all("all => all.map((e) => e.alt)")
-        assert {m["image"]["alt"] for m in cells if "image" in m} <= set(alts), chapter.name
-        assert page.locator("div.cell_output figcaption").count() >= sum("figure" in m for m in cells), chapter.name
-
-
-def test_folded_cells_open(window):
-    for chapter in CHAPTERS:
-        folded = sum("hide-input" in c.metadata.get("tags", []) for c in chapter.notebook.cells)
-        page = window.open(f"{chapter.name}.html")
-        details = page.locator("div.cell details")
-        assert details.count() == folded, chapter.name
-        if folded:
-            code = details.first.locator("pre").first
-            assert not code.is_visible()
-            details.first.locator("summary").click()
-            assert code.is_visible()
-
-
-def test_the_downloaded_notebook_is_the_one_in_nbs(window):
-    for chapter in CHAPTERS:
-        page = window.open(f"{chapter.name}.html")
-        link = page.locator("a.btn-download-source-button, .dropdown-download-buttons a[href$='.ipynb']").first.get_attribute("href")
-        body = page.request.get(urljoin(page.url, link)).body()
-        assert body == (ROOT / "nbs" / f"{chapter.name}.ipynb").read_bytes()
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.name for c in CHAPTERS])
+def test_chapter_shows_what_its_notebook_holds(desk, chapter):
+    page = desk.open(f"{chapter.name}.html")
+    text = "\n\n".join(c.source for c in chapter.notebook.cells if c.cell_type == "markdown")
+    code = [c for c in chapter.notebook.cells if c.cell_type == "code"]
+    # Formulas and diagrams.
+    assert page.locator("pre.mermaid svg").count() == len(re.findall(r"^```mermaid", text, flags=re.M))
+    prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", text, flags=re.M | re.S)
+    if re.search(r"(?<!\\)\$[^$\s]", prose): assert page.locator(".math mjx-container").count() > 0
+    # All code, and only what is for readers.
+    shown = [s.strip() for s in page.locator("div.cell_input pre").evaluate_all("all => all.map((e) => e.textContent)")]
+    assert shown == [c.source.strip() for c in code if c.source]
+    assert not [s for s in shown if re.search(r"^\s*#\s*(\||NBVAL_)", s, flags=re.M)]
+    for module, names in chapter.definitions.items():
+        missing = [n for n in names if source_cell(page, module, n).locator("div.cell_input pre").count() != 1]
+        assert not missing, f"no anchor where {missing} are defined"
+    # Captions and alt texts.
+    figures = [c.metadata.get("mystnb", {}) for c in code if any("image/png" in o.get("data", {}) for o in c.outputs)]
+    alts = page.locator("div.cell_output img").evaluate_all("all => all.map((e) => e.alt)")
+    assert {m["image"]["alt"] for m in figures if "image" in m} <= set(alts)
+    assert page.locator("div.cell_output figcaption").count() >= sum("figure" in m for m in figures)
+    # Folded cells open.
+    details = page.locator("div.cell details")
+    assert details.count() == sum("hide-input" in c.metadata.get("tags", []) for c in code)
+    if details.count():
+        folded = details.first.locator("pre").first
+        assert not folded.is_visible()
+        details.first.locator("summary").click()
+        assert folded.is_visible()
+    # The download is the notebook as it is in nbs/.
+    link = page.locator("a.btn-download-source-button").get_attribute("href")
+    assert page.request.get(urljoin(page.url, link)).body() == (ROOT / "nbs" / f"{chapter.name}.ipynb").read_bytes()
 
 
 def test_copy_button_copies_the_cell(window):
@@ -315,6 +307,7 @@ def bare(text: str) -> str:
 def test_claims_page_lists_all_claims_by_verdict(window):
     claims = tomllib.loads((ROOT / "lmbook" / "data" / "claims.toml").read_text("utf-8"))["claim"]
     page = window.open("claims.html")
+    assert page.locator("[class*='btn-download']").count() == 0, "there is no notebook to download"
     texts = page.locator("div.claim").all_text_contents()
     ids = [re.search(r"D\d-\d+", t)[0] for t in texts]
     assert len(ids) == 107 and sorted(ids) == sorted(c["id"] for c in claims)
@@ -451,21 +444,17 @@ def small_project(root: Path, extra: str = "") -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Path:
     root = small_project(tmp_path_factory.mktemp("small"))
     assert built(root, root / "_build") == 0
     return root
 
 
-@pytest.mark.parametrize("kind", MODES)
-def test_everything_a_chapter_may_hold(chrome, small, kind):
-    with br.served(small / "_build" / "html") as url, br.window(chrome, url, **MODES[kind]) as w:
+def test_everything_a_chapter_may_hold(chrome, small):
+    with br.served(small / "_build" / "html") as url, br.window(chrome, url) as w:
         for name in ["01_corpora", "index", "claims", "api/lmbook.corpora"]:
-            page = w.open(f"{name}.html", quiet=True)
-            problems = [*w.problems, *br.math_problems(page), *br.diagram_problems(page), *br.figure_problems(page)]
-            problems += br.width_problems(page) + br.contrast_problems(page)
-            assert not problems, "\n".join(problems)
+            assert not (problems := looked_at(w, f"{name}.html")), "\n".join(problems)
         page = w.open("01_corpora.html")
         assert page.locator("figcaption").inner_text().strip() == "A black square"
         assert page.locator("figure img").get_attribute("alt") == "A black square"

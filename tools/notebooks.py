@@ -30,6 +30,7 @@ KERNEL_ENV = {
     "MKL_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",  # the order in which a set prints
     "TQDM_DISABLE": "1",  # a progress bar is for people, not for a stored output
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_OFFLINE": "1",  # the book needs no network, so it must not find one by chance
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "default",
