@@ -26,7 +26,6 @@ extensions = [
     "docs._ext.api",
     "docs._ext.search",
 ]
-templates_path = ["_templates"]
 exclude_patterns = ["book.json"]
 
 # --- notebooks: the stored outputs are what is shown, nothing is run ---
@@ -62,7 +61,7 @@ html_static_path = ["_static", str(OUT / "static")]
 html_css_files = ["fonts.css", "book.css"]
 html_js_files = ["files.js"]
 html_logo = "_static/logo.svg"
-html_favicon = "_static/favicon.svg"
+html_favicon = "_static/logo.svg"
 html_copy_source = True
 html_sourcelink_suffix = ""
 html_show_sphinx = False

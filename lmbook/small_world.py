@@ -99,7 +99,7 @@ class Choice:
         "The index of the option that a random integer in [0, 2**32) takes."
         return bisect_right(self.upper, integer)
 
-# %% ../nbs/01_small_world.ipynb #760b38a396
+# %% ../nbs/01_small_world.ipynb #588af830b2
 Row = dict[str, str]  # an entry of the lexicon: column -> form
 Node = tuple  # (alternative, variables, expanded rules): what `expand` makes of a rule
 
@@ -147,7 +147,8 @@ class Grammar:
         draws = []
         for draw in filter(None, map(str.strip, "".join(fields[3:]).split(";"))):
             match = re.fullmatch(r"(\w+)\s*~\s*(\w+)(?:\((.*)\))?", draw)
-            if not match or match[2] not in self.lexicon: raise ValueError(f"rule {rule}: cannot read the draw {draw!r}, or no such category")
+            if not match or match[2] not in self.lexicon:
+                raise ValueError(f"rule {rule}: cannot read the draw {draw!r}, or no such category")
             conditions = [tuple(map(str.strip, c.split("="))) for c in (match[3] or "").split(",") if c]
             where = tuple((col, *(value.split(".", 1) if "." in value else ("", value))) for col, value in conditions)
             draws.append(Draw(match[1], match[2], where))
@@ -169,8 +170,10 @@ class Grammar:
         key = alternative.rule, alternative.index, lang
         if key not in self._patterns:
             pieces = [p for p in alternative.parts[lang] if type(p) is not Mark]
-            cased = [f"[{p[0].upper()}{p[0]}]" + re.escape(p[1:]) if type(p) is str and not i and p[0].isalpha() else re.escape(p) if type(p) is str else ".+" for i, p in enumerate(pieces)]
-            self._patterns[key] = re.compile("".join(cased), re.DOTALL)
+            literal = [re.escape(p) if type(p) is str else ".+" for p in pieces]
+            if type(pieces[0]) is str and pieces[0][0].isalpha():  # a sentence begins with a capital letter
+                literal[0] = f"[{pieces[0][0].upper()}{pieces[0][0]}]" + re.escape(pieces[0][1:])
+            self._patterns[key] = re.compile("".join(literal), re.DOTALL)
         return self._patterns[key]
 
     def expand(self, rule: str, variables: dict[str, Row], pick: Callable[[Choice], int]) -> Node:
@@ -189,9 +192,9 @@ class Grammar:
             here[draw.var] = row
         return alternative, here, [self.expand(call, here, pick) for call in alternative.calls]
 
-# %% ../nbs/01_small_world.ipynb #ad6529c477
+# %% ../nbs/01_small_world.ipynb #83d90c8bf6
 def phrase(node: Node, lang: str, spans: list | None = None, at: int = 0) -> str:
-    "The text of a phrase. With a list in `spans`, also note there (start, end, type) of each annotated stretch; `at` is where the phrase begins."
+    "The text of a phrase, which begins at `at`. With a list in `spans`, also note (start, end, type) of each annotated stretch there."
     alternative, variables, expanded = node
     out, opened, english = [], [], lang == "en"
     for part in alternative.parts[lang]:
@@ -242,7 +245,7 @@ def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
         while trail and trail[-1][0] + 1 == len(trail[-1][1].options): trail.pop()
         choices = [i for i, _ in trail[:-1]] + [trail[-1][0] + 1] if trail else None
 
-# %% ../nbs/01_small_world.ipynb #a31951bdd2
+# %% ../nbs/01_small_world.ipynb #8032733b02
 class _Reader:
     "Finds all derivations of a text."
 
@@ -264,6 +267,7 @@ class _Reader:
         return self._plausible[rule, at]
 
     def phrase(self, rule: str, at: int, known: dict, first: bool, whole: bool = False) -> Iterator[tuple[int, dict, Node]]:
+        "Yield (end, variables, tree) of every way to read `rule` at `at`; `first`: at the start of a sentence; `whole`: it is one."
         # Inside a sentence a phrase may be followed by anything, so all alternatives are tried there.
         for alternative in self.plausible(rule, at) if whole else self.grammar.rules[rule].options:
             own = {draw.var for draw in alternative.draws}
@@ -280,7 +284,10 @@ class _Reader:
         "Whether the row of a variable meets the draw's conditions, as far as the variables that they name are known yet."
         return all(known[draw.var][column] == (known[var][k] if var else k) for column, var, k in draw.where if not var or var in known)
 
-    def parts(self, alternative: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool) -> Iterator[tuple[int, dict, dict]]:
+    def parts(
+        self, alternative: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool
+    ) -> Iterator[tuple[int, dict, dict]]:
+        "Read a template from its part `k` on."
         parts = alternative.parts[self.lang]
         while k < len(parts) and type(parts[k]) is Mark: k += 1
         if k == len(parts):
@@ -297,6 +304,7 @@ class _Reader:
                 yield from self.parts(alternative, k + 1, end, after, expanded, False)
 
     def slot(self, slot: Slot, at: int, known: dict, first: bool) -> Iterator[tuple[int, dict]]:
+        "Read a slot: the form of a known variable, or every form of a new one that fits."
         grammar = self.grammar
         if slot.by and self.lang == "en":
             for other in [known[slot.by]] if slot.by in known else grammar.lexicon[grammar.category[slot.by]]:
@@ -328,6 +336,7 @@ class _Reader:
                 if self.text.startswith(space, at): yield from self.phrase(rule, at + len(space), known, True, whole=True)
 
     def sequence(self, alternative: Alternative, at: int, known: dict, done: tuple) -> Iterator[tuple[int, dict, Node]]:
+        "Read the rest of a sequence after the rules that are `done`."
         if len(done) == len(alternative.sequence): yield at, known, (alternative, known, list(done))
         else:
             for end, after, node in self.rule(alternative.sequence[len(done)], at, known):
@@ -389,8 +398,8 @@ def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Ro
     logp[-2] += logp.pop()  # what is decided after the last sentence is that there is no other
     return node, variables, logp
 
-# %% ../nbs/01_small_world.ipynb #7037d3c767
-WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # a word of English text: with inner hyphens and apostrophes; punctuation marks count as words
+# %% ../nbs/01_small_world.ipynb #df1dd80751
+WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # a word of English, with inner hyphens and apostrophes; punctuation marks are words too
 
 
 @dataclass(frozen=True)
@@ -449,7 +458,9 @@ class _Counter:
             for s in parts:
                 if type(s) is not Slot or s.var not in self.shown: continue
                 if not s.by or lang != "en": shown.add((s.var, "#" + lang + (lang if s.by else s.column)))
-                else: shown |= {(s.by, s.column), *((s.var, "#en" + row[s.column]) for row in self.grammar.lexicon[self.grammar.category[s.by]])}
+                else:
+                    forms = {row[s.column] for row in self.grammar.lexicon[self.grammar.category[s.by]]}
+                    shown |= {(s.by, s.column), *((s.var, "#en" + form) for form in forms)}
         draws = [(frozenset((var, column) for _, var, column in d.where if var), {d.var}) for d in alternative.draws]
         return [*draws, (frozenset(shown), set()), *[(self.reads(call), set()) for call in alternative.calls]]
 
@@ -457,7 +468,7 @@ class _Counter:
     def feature(row: Row, column: str):
         if column[0] != "#": return row[column]
         lang, form = column[1:3], row[column[3:]]
-        return tuple(_size(form if lang == "en" else "", form if lang == "zh" else "") - _size("x" if lang == "en" else "", "x" if lang == "zh" else ""))
+        return tuple(_size(**{lang: form}) - _size(**{lang: "x"}))
 
     def groups(self, var: str, rows: Choice, want: frozenset) -> dict[tuple, float]:
         "The distribution of the wanted features of a variable drawn from `rows`."
@@ -472,7 +483,7 @@ class _Counter:
         "The size of what the templates show themselves: literals with an x for each slot, and what slots add to that."
         out = np.zeros(7)
         if self.literals:
-            flat = {lang: "".join(p if type(p) is str else "x" if type(p) is Slot else "" for p in parts) for lang, parts in alternative.parts.items()}
+            flat = {lang: "".join({str: p, Slot: "x"}.get(type(p), "") for p in parts) for lang, parts in alternative.parts.items()}
             out += _size(flat["en"], flat["zh"])
         for lang, parts in alternative.parts.items():
             for s in parts:
@@ -498,7 +509,8 @@ class _Counter:
             own = {d.var for d in alternative.draws if d.var[0] == "_"}  # hides outer variables of the same name
             aside = tuple((f, v) for f, v in core if f in need and f[0] in own)
             needs = [need.difference(f for f, _ in aside)]
-            for reads, writes in reversed(self.steps(alternative)): needs.append(frozenset(f for f in needs[-1] if f[0] not in writes) | reads)
+            for reads, writes in reversed(self.steps(alternative)):
+                needs.append(frozenset(f for f in needs[-1] if f[0] not in writes) | reads)
             needs.reverse()  # needs[i]: what step i and those after it read
             states = {tuple((f, v) for f, v in core if f in needs[0]): float(p)}
             moves = [*[("draw", d) for d in alternative.draws], *([("show", None)] if alternative.sequence is None else [])]
@@ -532,7 +544,8 @@ def expectations(grammar: Grammar) -> Expectations:
     "Entropy and expected lengths of a document of the grammar: exact, without sampling or enumeration."
     own = {v for v in grammar.category if v[0] == "_"}
     walks = [(own, True), *(({v}, False) for v in grammar.category if v not in own)]  # one variable at a time keeps the states few
-    nats, count, words, en, en_bytes, zh, zh_bytes = sum(_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks).tolist()
+    totals = sum(_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks)
+    nats, count, words, en, en_bytes, zh, zh_bytes = totals.tolist()
     gaps = count - 1
     return Expectations(nats, count, words, {"en": en + gaps, "zh": zh}, {"en": en_bytes + gaps, "zh": zh_bytes})
 
@@ -576,7 +589,7 @@ def _dice(seed: int, indices: np.ndarray, n: int, skip: int = 0) -> np.ndarray:
     position = np.arange(skip + 1, skip + n + 1, dtype=np.uint64) * golden
     return (mix(key[:, None] + position) >> np.uint64(32)).astype(np.uint32)
 
-# %% ../nbs/01_small_world.ipynb #e7bdb17d0a
+# %% ../nbs/01_small_world.ipynb #1a8fca21ad
 class SmallWorld:
     """A bilingual world of little stories without end, with everything about them known.
 
@@ -593,6 +606,10 @@ class SmallWorld:
         text = data["grammar"].replace("$talk", str(config.talk)).replace("$nested", str(config.nested))
         self.grammar = Grammar(text, lexicon, config.limit)
 
+    def _more_dice(self, index: int, n: int) -> Iterator[int]:
+        "The dice of a document after the first `n` throws, for the rare one that needs them."
+        for k in itertools.count(1): yield from _dice(self.config.seed, np.array([index], dtype=np.uint64), n, k * n)[0].tolist()
+
     def _picks(self, start: int, stop: int | None) -> Iterator[tuple[int, Callable[[Choice], int]]]:
         "For each document index a function that throws the dice for a choice."
         if start < 0: raise IndexError(f"documents are numbered from 0, not from {start}")
@@ -601,7 +618,7 @@ class SmallWorld:
             size = block if stop is None else min(block, stop - start)
             rows = _dice(self.config.seed, np.arange(start, start + size, dtype=np.uint64), n).tolist()
             for i, row in enumerate(rows, start):
-                more = (int(r) for k in itertools.count(1) for r in _dice(self.config.seed, np.array([i], dtype=np.uint64), n, k * n)[0])  # noqa: B023
+                more = self._more_dice(i, n)
                 throw = itertools.chain(row, more).__next__
                 yield i, lambda choice, throw=throw: bisect_right(choice.upper, throw())
             start += size
@@ -686,8 +703,10 @@ class SmallWorld:
     def analogies(self) -> dict[str, list[tuple[str, str]]]:
         "Pairs of English words that stand in the same relation: any two pairs of one list make an analogy."
         columns = {
-            "capital": ("land", "en", "capital"), "people": ("land", "en", "people"), "shop": ("job", "en", "shop"), "product": ("job", "en", "product"),
-            "plural": ("object", "en", "pl"), "past": ("deal", "en", "past"), "third person": ("deal", "en", "s"), "adverb": ("manner", "adj", "en"),
+            "capital": ("land", "en", "capital"), "people": ("land", "en", "people"),
+            "shop": ("job", "en", "shop"), "product": ("job", "en", "product"),
+            "plural": ("object", "en", "pl"), "adverb": ("manner", "adj", "en"),
+            "past": ("deal", "en", "past"), "third person": ("deal", "en", "s"),
         }  # fmt: skip
         out = {name: [(row[a], row[b]) for row in self.grammar.lexicon[category]] for name, (category, a, b) in columns.items()}
         out["female"] = [(row["en"], row["pair"]) for row in self.grammar.lexicon["kin"] if row["gender"] == "m"]

@@ -77,7 +77,8 @@ class Watched:
 
     def __init__(self, browser: Browser, base: str, *, width: int = 1280, height: int = 900, theme: str = "light") -> None:
         self.base, self.problems = base, []
-        self.context: BrowserContext = browser.new_context(viewport={"width": width, "height": height})
+        # Without motion a colour is what it will be at once, not half-way to it.
+        self.context: BrowserContext = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
         # The theme's own switch keeps the choice here; a choice that the page has made since is left alone.
         choose = f"if (!localStorage.getItem('mode')) for (const k of ['mode', 'theme']) localStorage.setItem(k, '{theme}')"
         self.context.add_init_script(f"try {{ {choose} }} catch {{}}")

@@ -181,10 +181,13 @@ def test_pages_are_the_ones_expected(site):
     assert have == {*PAGES, *GENERATED} - ({"py-modindex"} if not MODULES else set())
 
 
-def source_cell(page, module: str, name: str):
-    "The cell that defines a name. (Of several ids of one element, HTML gets the first; the others are put on empty elements in it.)"
-    anchor = f"[id='source-{module}.{name}']"
-    return page.locator(f"div.cell{anchor}, div.cell:has(> {anchor})")
+def source_cells(page, module: str, names: list[str]) -> dict[str, tuple[str, list[str]] | None]:
+    "For each name: the code of the cell that the API leads to, and the addresses of the links above it; None if there is no such cell."
+    found = page.evaluate("""ids => ids.map((id) => {
+        const cell = document.getElementById(id)?.closest("div.cell"), code = cell?.querySelector("div.cell_input pre");
+        return code && [code.textContent, [...cell.querySelectorAll(".exported-to a")].map((a) => a.getAttribute("href"))];
+    })""", [f"source-{module}.{name}" for name in names])
+    return dict(zip(names, found))
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.name for c in CHAPTERS])
@@ -201,7 +204,7 @@ def test_chapter_shows_what_its_notebook_holds(desk, chapter):
     assert shown == [c.source.strip() for c in code if c.source]
     assert not [s for s in shown if re.search(r"^\s*#\s*(\||NBVAL_)", s, flags=re.M)]
     for module, names in chapter.definitions.items():
-        missing = [n for n in names if source_cell(page, module, n).locator("div.cell_input pre").count() != 1]
+        missing = [name for name, cell in source_cells(page, module, names).items() if not cell]
         assert not missing, f"no anchor where {missing} are defined"
     # Captions and alt texts.
     figures = [c.metadata.get("mystnb", {}) for c in code if any("image/png" in o.get("data", {}) for o in c.outputs)]
@@ -356,20 +359,17 @@ def test_links_and_anchors_exist(site):
     assert not (problems := broken_links(site)), "\n".join(problems)
 
 
-def test_api_documents_every_exported_name_and_leads_to_its_cell(window):
+def test_api_documents_every_exported_name_and_leads_to_its_cell(desk):
     for chapter in CHAPTERS:
         for module, names in chapter.definitions.items():
-            page = window.open(f"api/{module}.html")
-            entries = page.locator("dl.py > dt.sig").evaluate_all(
+            entries = desk.open(f"api/{module}.html").locator("dl.py > dt.sig").evaluate_all(
                 "all => all.map((e) => [e.id, e.querySelector('a:has(.viewcode-link)')?.getAttribute('href')])")
-            places = dict(entries)
+            cells = source_cells(desk.open(f"{chapter.name}.html"), module, names)
             for name in names:
-                assert places.get(f"{module}.{name}") == f"../{chapter.name}.html#source-{module}.{name}"
-            page = window.open(f"{chapter.name}.html")
-            for name in names:
-                cell = source_cell(page, module, name)
-                assert name.rpartition(".")[2] in cell.locator("div.cell_input").inner_text()
-                assert cell.locator(f".exported-to a[href='api/{module}.html#{module}.{name}']").count() == 1, name
+                assert dict(entries).get(f"{module}.{name}") == f"../{chapter.name}.html#source-{module}.{name}"
+                code, links = cells[name] or ("", [])
+                assert name.rpartition(".")[2] in code, f"{name} is not defined where the API says"
+                assert f"api/{module}.html#{module}.{name}" in links, f"no link from {name} to its API entry"
 
 
 # --- a small site of our own: what the book may not hold today, and what must fail ------------------------------------------------

@@ -71,7 +71,8 @@ def diagram(fence: nodes.literal_block) -> nodes.raw:
 
 
 def on_page(app: Sphinx, pagename: str, templatename: str, context: dict, doctree: nodes.document | None) -> None:
-    "Load mermaid where there is a diagram, and only there: it is large."
+    "Load mermaid where there is a diagram, and only there: it is large. Offer a download only of what a reader can use: a notebook."
+    if context.get("page_source_suffix") != ".ipynb": context["page_source_suffix"] = ""
     if doctree is not None and any("diagram" in n["classes"] for n in doctree.findall(nodes.raw)):
         app.add_js_file("vendor/mermaid/mermaid.tiny.js", loading_method="defer")
         app.add_js_file("diagrams.js", loading_method="defer")
