@@ -153,7 +153,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     data = parser.parse_args().data
     with tempfile.TemporaryDirectory() as folder: rows = readers(Path(folder))
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "machine": machine(), "megabytes_of_text": MEGABYTES, "readers": rows}
+    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "machine": machine()}
+    result |= {"megabytes_of_text": MEGABYTES, "readers": rows}
     print(f"{'reader':28}{'MB/s':>8}{'bare loop':>12}")
     for row in rows:
         bare = f"{row['bare_megabytes_per_s']:12.1f}" if "bare_megabytes_per_s" in row else ""
@@ -167,7 +168,8 @@ def main() -> None:
         print(f"  {wiki['pages_per_s']:.0f} pages/s, {wiki['articles_per_s']:.0f} articles/s, {wiki['words_per_s']:,.0f} words/s "
               f"({wiki['seconds']:.2f} s, of which {wiki['seconds_unpacking_and_xml']:.2f} s for unpacking and XML)")
         print(f"  word overlap (F1) with the other extractor over {shares['articles']} articles: "
-              f"mean {shares['mean']:.4f}, median {shares['median']:.4f}, min {shares['min']:.4f}; all words together {shares['words']:.4f}")
+              f"mean {shares['mean']:.4f}, median {shares['median']:.4f}, min {shares['min']:.4f}; "
+              f"all words together {shares['words']:.4f}")
         print(f"  only ours: {wiki['only_ours']} (words); the shortest that both have: {wiki['shortest_in_both']} words")
         for title, share in sorted(shares["per_article"].items(), key=lambda item: item[1])[:8]: print(f"    {share:.3f} {title}")
     RESULTS.parent.mkdir(exist_ok=True)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['OPENERS', 'MARKS', 'Record', 'FileReader', 'DROPPED_TAGS', 'APPENDICES', 'ENDS_A_SENTENCE', 'ANOTHER_LANGUAGE',
-           'HEADING', 'READERS', 'LANGUAGES', 'Span', 'CorpusError', 'guess_encoding', 'Complaints', 'Corpus',
-           'Options', 'read_text', 'read_jsonl', 'read_csv', 'read_parquet', 'write_jsonl', 'strip_wikitext',
-           'read_wikipedia_dump', 'read_corpus', 'as_corpus', 'load_hub', 'to_dataset', 'Document', 'load_reader',
-           'python_docs', 'words', 'rank_frequency', 'power_law', 'vocabulary_growth']
+           'MAGIC_WORDS', 'HEADING', 'GAP', 'TRACE', 'EMPTY_BRACKETS', 'TRACES', 'READERS', 'LANGUAGES', 'Span',
+           'CorpusError', 'guess_encoding', 'Complaints', 'Corpus', 'Options', 'read_text', 'read_jsonl', 'read_csv',
+           'read_parquet', 'write_jsonl', 'strip_wikitext', 'read_wikipedia_dump', 'read_corpus', 'as_corpus',
+           'load_hub', 'to_dataset', 'Document', 'load_reader', 'python_docs', 'words', 'rank_frequency', 'power_law',
+           'vocabulary_growth']
 
 # %% ../nbs/01_corpora.ipynb #c93c9b2212
 import atexit
@@ -392,12 +393,12 @@ def read_parquet(
     "Records of a Parquet file, read in batches. All columns stay, with their types, beside the text."
     return _file_corpus(_read_parquet, path, Options(text=text), on_error)
 
-# %% ../nbs/01_corpora.ipynb #942fb81e0f
+# %% ../nbs/01_corpora.ipynb #e9d8d263d8
 def write_jsonl(
     records: Iterable[Record],  # a Corpus, or any iterable of dicts that JSON can hold (other values are written as their `str`)
     path: str | Path,  # an existing file of that name is replaced, once all is written
 ) -> int: # how many records were written
-    "Write records as JSONL in UTF-8, one object a line. `read_jsonl` gives the same records back."
+    "Write records as JSONL in UTF-8, one object a line. `read_jsonl` gives records of JSON values back."
     path, n = Path(path), 0
     unfinished = path.with_name(path.name + ".part")
     try:
@@ -411,7 +412,7 @@ def write_jsonl(
     finally: unfinished.unlink(missing_ok=True)
     return n
 
-# %% ../nbs/01_corpora.ipynb #9eaeb16b3a
+# %% ../nbs/01_corpora.ipynb #76ea4cb8df
 DROPPED_TAGS = frozenset(
     "ref references gallery math chem ce timeline table score imagemap syntaxhighlight source pre templatedata hiero graph categorytree "
     "mapframe maplink inputbox section style".split()
@@ -423,11 +424,17 @@ APPENDICES = frozenset(
 # The end of a sentence, perhaps followed by closing quotes and brackets.
 ENDS_A_SENTENCE = re.compile(r"""[.!?…。！？][\])}"'”’»」』）]*$""")
 ANOTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")
-HEADING = "\0="  # how a heading is marked until lines are chosen; wikitext has no zero bytes
+MAGIC_WORDS = re.compile("__(?:NO|FORCE|HIDDEN|NEW|STATIC|EXPECT|DISAMBIG|INDEX|TOC)[A-Z]*__")  # __NOTOC__, but not __FILE__
+# How a heading is marked until lines are chosen, and a place where something was dropped until its traces are removed. XML, and so
+# wikitext, has neither of these two characters.
+HEADING, GAP = "\0=", "\1"
+TRACE = rf"(?:[^\S\n]|[,;:，；：])*{GAP}(?:[^\S\n]|[,;:，；：{GAP}])*"  # of something dropped: "Tea ( , ) is", "Tea (; pronounced so)"
+EMPTY_BRACKETS = re.compile(rf"[^\S\n]*[(（]{TRACE}[)）]")  # those that hold nothing else; "main()" is a text of its own
+TRACES = re.compile(rf"(?<=[(（]){TRACE}|{TRACE}(?=[)）])|[^\S\n]+{GAP}(?:[^\S\n]|{GAP})*(?=[.,;:!?])")  # in brackets, before a comma
 
 
 def _visible(code: Any, hidden: frozenset[str], out: list[str]) -> None:
-    "Append to `out` what a reader sees of parsed wikitext."
+    "Append to `out` what a reader sees of parsed wikitext, with a GAP where something is dropped."
     from mwparserfromhell import nodes
 
     below = 0  # the level of the appendix that we are in
@@ -442,13 +449,15 @@ def _visible(code: Any, hidden: frozenset[str], out: list[str]) -> None:
         elif isinstance(node, nodes.HTMLEntity): out.append(node.normalize())
         elif isinstance(node, nodes.Wikilink):
             prefix, colon, _ = str(node.title).strip().partition(":")
-            if not colon or not (prefix.lower() in hidden or ANOTHER_LANGUAGE.fullmatch(prefix)):
-                _visible(node.title if node.text is None else node.text, hidden, out)
+            if colon and (prefix.lower() in hidden or ANOTHER_LANGUAGE.fullmatch(prefix)): out.append(GAP)
+            else: _visible(node.title if node.text is None else node.text, hidden, out)
         elif isinstance(node, nodes.ExternalLink):
-            if node.title is not None: _visible(node.title, hidden, out)
+            if node.title is None: out.append(GAP)
+            else: _visible(node.title, hidden, out)
+        elif isinstance(node, nodes.Template): out.append(GAP)
         elif isinstance(node, nodes.Tag):
-            if str(node.tag).strip().lower() in DROPPED_TAGS: continue
-            if node.tag == "br": out.append("\n")
+            if str(node.tag).strip().lower() in DROPPED_TAGS: out.append(GAP)
+            elif node.tag == "br": out.append("\n")
             elif node.wiki_markup == ":" and out and not out[-1].endswith("\n"): out.append(":")  # ; term : meaning
             elif node.contents is not None: _visible(node.contents, hidden, out)
 
@@ -464,11 +473,9 @@ def strip_wikitext(
     out: list[str] = []
     # With style tags, a bold word that is never closed would end a table far below. We remove the quotes ourselves.
     _visible(parser.parse(wikitext, skip_style_tags=True), hidden, out)
-    text = re.sub(r"[^\S\n]+", " ", re.sub(r"__[A-Z]+__", "", "".join(out)))
-    # What dropped templates leave behind: "Tea ( , ) is", "Tea (; pronounced so)".
-    text = re.sub(r"[ ,;:，；：]+([)）])", r"\1", text)
-    text = re.sub(r"([(（])[ ,;:，；：]+", r"\1", text)
-    text = re.sub(r" ?[(（][)）]", "", text)
+    text = MAGIC_WORDS.sub("", "".join(out))
+    while EMPTY_BRACKETS.search(text): text = EMPTY_BRACKETS.sub(GAP, text)  # again, for brackets within brackets
+    text = re.sub(r"[^\S\n]+", " ", TRACES.sub("", text).replace(GAP, ""))
 
     def wanted(line: str) -> bool:
         if line.startswith(HEADING): return headings
@@ -477,7 +484,7 @@ def strip_wikitext(
     lines = (line.strip() for line in text.split("\n"))
     return "\n".join(line.removeprefix(HEADING) for line in lines if wanted(line))
 
-# %% ../nbs/01_corpora.ipynb #cedb4059f7
+# %% ../nbs/01_corpora.ipynb #6dc649403e
 def _read_dump(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     hidden = frozenset({"file", "image", "category", "media"})
     parse_error = _import("mwparserfromhell").parser.ParserError
@@ -500,7 +507,7 @@ def _read_dump(path: Path, source: str, options: Options, complaints: Complaints
                     except parse_error as error: complaints("malformed page", f"{path}, page {title!r}: {error}")
                     else:
                         if not text: complaints.counts["no prose"] += 1
-                    if text: yield {"text": text, "id": page_id, "source": source, "title": title, "lang": lang}
+                    if text: yield {"text": text, "id": f"{source}:{page_id}", "source": source, "title": title, "lang": lang}
                 root.clear()
         except ET.ParseError as error:
             raise CorpusError(f"{path}: not well-formed XML ({error}). What came before is read; the file may be cut.") from error
@@ -745,7 +752,7 @@ def words(
     if lang == "zh": return re.findall(r"[\u3400-\u9fff]", text)
     return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", text.lower())
 
-# %% ../nbs/01_corpora.ipynb #e89a157c3f
+# %% ../nbs/01_corpora.ipynb #03d85dfd8d
 def rank_frequency(counts: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]: # ranks from 1, and the counts from the largest down
     "How often the r-th most frequent word occurs."
     frequency = np.sort(np.fromiter(counts.values(), dtype=np.int64))[::-1]
@@ -757,7 +764,7 @@ def power_law(
     y: np.ndarray,  # positive
     points: int = 50,  # the fit looks at this many points, evenly spaced in log x, so that a crowded end does not outvote the other
 ) -> tuple[float, float]: # exponent a and factor c of y = c * x**a
-    "Fit a power law by least squares on logarithmic axes."
+    "Fit a power law by least squares on logarithmic axes: for pictures. As an estimate it is biased (Clauset, Shalizi and Newman 2009)."
     at = np.geomspace(x[0], x[-1], points)
     a, log_c = np.polyfit(np.log(at), np.interp(np.log(at), np.log(x), np.log(y)), 1)
     return float(a), float(np.exp(log_c))

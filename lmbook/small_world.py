@@ -99,7 +99,7 @@ class Choice:
         "The index of the option that a random integer in [0, 2**32) takes."
         return bisect_right(self.upper, integer)
 
-# %% ../nbs/01_small_world.ipynb #588af830b2
+# %% ../nbs/01_small_world.ipynb #8b30f66489
 Row = dict[str, str]  # an entry of the lexicon: column -> form
 Node = tuple  # (alternative, variables, expanded rules): what `expand` makes of a rule
 
@@ -121,20 +121,25 @@ class Grammar:
         for category, rows in self.lexicon.items():
             for row in rows:
                 for column in row.keys() & lexicon.keys() - {category}:
-                    target = next(r for r in lexicon[column] if r["en"] == row[column])
+                    target = next((r for r in lexicon[column] if r["en"] == row[column]), None)
+                    if target is None: raise ValueError(f"lexicon: {category} names a {column} {row[column]!r} that is not there")
                     row |= {f"{column}.{k}": v for k, v in target.items()}
         self.rules: dict[str, Choice] = {}
         self.category: dict[str, str] = {}  # of each variable
         self._choices: dict[tuple, Choice] = {}
         self._patterns: dict[tuple[str, int, str], re.Pattern] = {}
         self._forms: dict[tuple[str, str], tuple[dict[str, list[Row]], list[int]]] = {}
+        if not re.search(r"(?m)^[^#\s]", text): raise ValueError("there is no rule in the grammar")
         blocks = re.split(r"\n(?=\S)", re.sub(r"(?m)^\s*#.*\n?", "", text).strip())
         names = {block.split("\n")[0].strip() for block in blocks}
         for block in blocks:
             name, *lines = (line.strip() for line in block.split("\n"))
             rows = [self._line(name, i, line, names) for i, line in enumerate(filter(None, lines))]
+            if name in self.rules: raise ValueError(f"rule {name}: it is defined twice")
+            if not any(w for w, _ in rows): raise ValueError(f"rule {name}: no line has a weight above zero")
             self.rules[name] = Choice([a for _, a in rows], [w for w, _ in rows])
         self.start = next(iter(self.rules))
+        self._check()
 
     def _line(self, rule: str, index: int, line: str, names: set[str]) -> tuple[int, Alternative]:
         "One line of the grammar: its weight and what it says."
@@ -157,11 +162,54 @@ class Grammar:
         calls = tuple(p.rule for p in parts["en"] if isinstance(p, Call))
         return int(fields[0]), Alternative(rule, index, None, tuple(draws), parts, calls)
 
+    def _check(self) -> None:
+        "Raise ValueError for what would otherwise go wrong in one story in a thousand."
+        columns = {category: set.intersection(*map(set, rows)) for category, rows in self.lexicon.items()}
+
+        def need(rule: str, var: str, known: frozenset[str], *names: str) -> None:
+            if var not in known: raise ValueError(f"rule {rule}: the variable {var!r} is not drawn before it is used")
+            for name in names:
+                if name not in columns[self.category[var]]: raise ValueError(f"rule {rule}: {self.category[var]} has no column {name!r} for {var!r}")
+
+        def visit(rule: str, known: frozenset[str], path: tuple[str, ...], within: bool) -> frozenset[str]:
+            "Check a rule given the variables that are known before it; those that are surely known after it."
+            if rule in path: raise ValueError(f"rule {rule}: it contains itself, so that a story might never end")
+            options, after = self.rules[rule].options, []
+            if len({a.sequence is None for a in options}) > 1: raise ValueError(f"rule {rule}: its lines are sequences or phrases, not both")
+            for alternative in options:
+                here = known
+                if alternative.sequence is not None:
+                    if within: raise ValueError(f"rule {rule}: a sequence cannot stand within a sentence")
+                    for step in alternative.sequence: here = visit(step, here, (*path, rule), False)
+                    after.append(here)
+                    continue
+                for draw in alternative.draws:
+                    for column, var, k in draw.where:
+                        if column not in columns[draw.category]: raise ValueError(f"rule {rule}: {draw.category} has no column {column!r}")
+                        if var: need(rule, var, here, k)
+                    if draw.var[0] != "_" and (within or draw.var in known):
+                        raise ValueError(f"rule {rule}: {draw.var!r} is remembered, so it is drawn once, and by a whole sentence")
+                    here |= {draw.var}
+                for lang, parts in alternative.parts.items():
+                    if sorted(p.rule for p in parts if type(p) is Call) != sorted(set(alternative.calls)):
+                        raise ValueError(f"rule {rule}: the templates of both languages must show the same rules, each once")
+                    for s in (p for p in parts if type(p) is Slot):
+                        if not s.by: need(rule, s.var, here, s.column)
+                        else:
+                            need(rule, s.by, here, s.column)
+                            need(rule, s.var, here, lang, *{row[s.column] for row in self.lexicon[self.category[s.by]]})
+                for call in alternative.calls: visit(call, here, (*path, rule), True)
+                after.append(frozenset(v for v in here if v[0] != "_") | known)
+            return frozenset.intersection(*after)
+
+        visit(self.start, frozenset(), (), False)
+
     def choice(self, draw: Draw, variables: Mapping[str, Row]) -> Choice:
         "The distribution that a draw takes its row from, given the variables drawn before."
         key = (draw.category, *[(column, variables[var][k] if var else k) for column, var, k in draw.where])
         if key not in self._choices:
             rows = [row for row in self.lexicon[draw.category] if all(row[column] == value for column, value in key[1:])][: self.limit]
+            if not rows: raise ValueError(f"no row of {draw.category} fits {dict(key[1:])}")
             self._choices[key] = Choice(rows, [10**6 // (rank + 2) for rank in range(len(rows))])
         return self._choices[key]
 
@@ -170,7 +218,7 @@ class Grammar:
         key = alternative.rule, alternative.index, lang
         if key not in self._patterns:
             pieces = [p for p in alternative.parts[lang] if type(p) is not Mark]
-            literal = [re.escape(p) if type(p) is str else ".+" for p in pieces]
+            literal = [re.escape(p) if type(p) is str else ".*" for p in pieces]
             if type(pieces[0]) is str and pieces[0][0].isalpha():  # a sentence begins with a capital letter
                 literal[0] = f"[{pieces[0][0].upper()}{pieces[0][0]}]" + re.escape(pieces[0][1:])
             self._patterns[key] = re.compile("".join(literal), re.DOTALL)
@@ -245,7 +293,7 @@ def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
         while trail and trail[-1][0] + 1 == len(trail[-1][1].options): trail.pop()
         choices = [i for i, _ in trail[:-1]] + [trail[-1][0] + 1] if trail else None
 
-# %% ../nbs/01_small_world.ipynb #8032733b02
+# %% ../nbs/01_small_world.ipynb #5fdef7a950
 class _Reader:
     "Finds all derivations of a text."
 
@@ -276,13 +324,18 @@ class _Reader:
                 unseen = [draw for draw in alternative.draws if draw.var not in found]  # the text does not show them: try all
                 for rows in itertools.product(*[self.grammar.lexicon[draw.category] for draw in unseen]):
                     full = found | {draw.var: row for draw, row in zip(unseen, rows)}
-                    if not all(self.possible(draw, full) for draw in alternative.draws): continue
+                    if not self.possible(alternative, known | {v: row for v, row in found.items() if v not in own}, full): continue
                     after = {v: row for v, row in full.items() if v[0] != "_"} | {v: row for v, row in known.items() if v[0] == "_"}
                     yield end, after, (alternative, full, [expanded[call] for call in alternative.calls])
 
-    def possible(self, draw: Draw, known: dict) -> bool:
-        "Whether the row of a variable meets the draw's conditions, as far as the variables that they name are known yet."
-        return all(known[draw.var][column] == (known[var][k] if var else k) for column, var, k in draw.where if not var or var in known)
+    def possible(self, alternative: Alternative, known: dict, drawn: dict) -> bool:
+        "Whether the rows drawn meet their conditions, as far as the variables that they name are known yet."
+        here = dict(known)
+        for draw in alternative.draws:  # in order: a condition may name a variable that a later draw hides
+            row = drawn[draw.var]
+            if any(row[column] != (here[var][k] if var else k) for column, var, k in draw.where if not var or var in here): return False
+            here[draw.var] = row
+        return True
 
     def parts(
         self, alternative: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool
@@ -368,11 +421,11 @@ SENTENCE_END = re.compile(r"[.!?。！？][\"”]?")
 
 def readings(grammar: Grammar, text: str, lang: str = "en") -> Iterator[list[int]]:
     "Every derivation of `text`, as a list of choices. None: the text is not in the language. Two: the grammar is ambiguous."
-    reader = _Reader(grammar, text, lang)
+    reader, seen = _Reader(grammar, text, lang), set()
     for end, _, node in reader.rule(grammar.start, 0, {}):
-        if end == len(text):
-            choices = reader.choices(node, {})
-            if choices is not None: yield choices
+        if end < len(text) or (choices := reader.choices(node, {})) is None or tuple(choices) in seen: continue
+        seen.add(tuple(choices))
+        if SPACE[lang].join(sentences(replay(grammar, choices)[0], lang)) == text: yield choices  # the search is generous, this is exact
 
 
 def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Row], list[list[float]]]:
@@ -395,7 +448,8 @@ def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Ro
         return alternative, variables, [visit(step) for step in alternative.sequence]
 
     node = visit(grammar.start)
-    logp[-2] += logp.pop()  # what is decided after the last sentence is that there is no other
+    end = logp.pop()
+    logp[-1] += end  # what is decided after the last sentence is that there is no other
     return node, variables, logp
 
 # %% ../nbs/01_small_world.ipynb #df1dd80751
@@ -589,7 +643,7 @@ def _dice(seed: int, indices: np.ndarray, n: int, skip: int = 0) -> np.ndarray:
     position = np.arange(skip + 1, skip + n + 1, dtype=np.uint64) * golden
     return (mix(key[:, None] + position) >> np.uint64(32)).astype(np.uint32)
 
-# %% ../nbs/01_small_world.ipynb #1a8fca21ad
+# %% ../nbs/01_small_world.ipynb #980f78a7e6
 class SmallWorld:
     """A bilingual world of little stories without end, with everything about them known.
 
@@ -626,7 +680,7 @@ class SmallWorld:
     def texts(self, split: str = "train", lang: str = "en", n: int | None = None, start: int = 0) -> Iterator[str]:
         "The texts of a split from number `start` on: `n` of them, or without end. Constant memory."
         first = self.index(split, start)
-        stop = None if n is None else first + n
+        stop = SPLITS[split] + 2**40 if n is None else self.index(split, start + n - 1) + 1 if n else first
         space, grammar = SPACE[lang], self.grammar
         for _, pick in self._picks(first, stop): yield space.join(sentences(grammar.expand(grammar.start, {}, pick), lang))
 
@@ -671,7 +725,8 @@ class SmallWorld:
     def documents(self, split: str = "train", n: int | None = None, start: int = 0) -> Iterator[Document]:
         "The stories of a split with their truth; slower than `texts`."
         first = self.index(split, start)
-        for i in itertools.count(first) if n is None else range(first, first + n): yield self.document(i)
+        stop = SPLITS[split] + 2**40 if n is None else self.index(split, start + n - 1) + 1 if n else first
+        for i in range(first, stop): yield self.document(i)
 
     def sentence_log_probs(self, text: str, lang: str = "en") -> list[float] | None:
         """Log-probability (nats) of each sentence given those before it, exactly; they sum to that of the text. None: not in the language.

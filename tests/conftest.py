@@ -6,6 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("book", deadline=None)  # nothing is timed inside a test
+settings.load_profile("book")
 
 
 @pytest.fixture(scope="session")

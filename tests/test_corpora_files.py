@@ -291,7 +291,8 @@ def test_a_field_may_be_longer_than_the_csv_module_likes(here):
 
 
 def test_csv_faults_with_their_lines(here):
-    Path("a.csv").write_text('text,n\n"two\nlines",1\nno number\n\n"a ""quoted"" word",3\ntoo,many,fields\nlast,4\n', encoding="utf-8")
+    text = 'text,n\n"two\nlines",1\nno number\n\n"a ""quoted"" word",3\ntoo,many,fields\nlast,4\n'
+    Path("a.csv").write_text(text, encoding="utf-8", newline="\n")
     found, message = until_error(read_csv("a.csv"))
     assert found == ["two\nlines"] and message.startswith("a.csv, line 4: 1 fields where 2 are expected (text, n).")
     corpus = read_csv("a.csv", on_error="skip")
@@ -490,6 +491,12 @@ def test_data_sets_by_name_from_a_mirror(tmp_path):
     ("Tea ({{lang|zh|茶}}) is hot.<ref name=a>Book.</ref><ref name=a /> It cools.", "Tea is hot. It cools."),
     ("Tea ({{IPA|x}}; {{lang|zh|茶}}, ''cha'') is hot.", "Tea (cha) is hot."),
     ("Tea ({{lang|zh|茶}}, from {{lang|zh|x}}) is hot.", "Tea (from) is hot."),
+    ("Tea ({{lang|zh|茶}} ({{IPA|x}})) is ({{x}} , {{y}} ) hot.", "Tea is hot."),
+    ("Tea ({{x}}; pronounced so) (drink, {{x}}) is (; as it stands) hot.", "Tea (pronounced so) (drink) is (; as it stands) hot."),
+    ("Call main() first, then f( ) and print(<ref>A.</ref>) or g(, x).{{x}}", "Call main() first, then f( ) and print or g(, x)."),
+    ("From {{lang|la|tea}}, it is {{convert|5|km}}{{x}} . A {{x}} b , c.\n{{x}}\nEnd.", "From, it is. A b , c.\nEnd."),
+    ("茶（{{lang|x}}，{{y}}）很好（{{z}}；热）。", "茶很好（热）。"),
+    ("__NOTOC__ Here __FILE__ and __init__ stay.__FORCETOC__", "Here __FILE__ and __init__ stay."),
     ("Tea<!-- why? --> &amp; milk&nbsp;&ndash; 5&times;.", "Tea & milk – 5×."),
     ("[http://x.org The site] says so. [http://x.org] Bare http://x.org here.", "The site says so. Bare here."),
     ("One.\n{| class=x\n|-\n| cell one.\n{|\n| inner.\n|}\n|}\nTwo.", "One.\nTwo."),
@@ -529,9 +536,15 @@ def test_a_dump_accounts_for_every_page(here):
     redirect, talk, no_prose = page(2, "#REDIRECT", extra='<redirect title="x" />'), page(3, "Talk.", ns=1), page(4, "{{only}}")
     Path("w.xml").write_bytes(dump(page(1, "Tea.") + redirect + talk + no_prose + page(5, "茶。")))
     corpus = read_wikipedia_dump("w.xml")
-    expected = [{"text": text, "id": str(n), "source": "w.xml", "title": f"Page {n}", "lang": "en"} for n, text in [(1, "Tea."), (5, "茶。")]]
+    same = {"source": "w.xml", "lang": "en"}
+    expected = [{"text": text, "id": f"w.xml:{n}", "title": f"Page {n}", **same} for n, text in [(1, "Tea."), (5, "茶。")]]
     assert list(corpus) == expected
     assert corpus.skipped == {"redirect": 1, "other namespace": 1, "no prose": 1}
+
+
+def test_two_dumps_in_a_folder_have_ids_of_their_own(here):
+    for name in ("en.xml", "simple.xml"): Path(name).write_bytes(dump(page(1, "Tea.")))
+    assert [r["id"] for r in read_corpus(here)] == ["en.xml:1", "simple.xml:1"]
 
 
 def test_a_dump_says_what_files_and_categories_are_called_in_its_language(here):
@@ -630,7 +643,8 @@ def test_names_are_found_whole_and_longest_first():
     spans = _entity_spans(text, [("Oda", "PER"), ("Marl", "LOC"), ("Oda Marl", "PER")], "en")
     assert [(text[a:b], kind) for a, b, kind in spans] == [("Oda Marl", "PER"), ("Marl", "LOC"), ("Oda", "PER")]
     text = "小田在马尔街，马尔很小。"
-    assert [text[a:b] for a, b, _ in _entity_spans(text, [("马尔", "LOC"), ("马尔街", "LOC"), ("小田", "PER")], "zh")] == ["小田", "马尔街", "马尔"]
+    names = [("马尔", "LOC"), ("马尔街", "LOC"), ("小田", "PER")]
+    assert [text[a:b] for a, b, _ in _entity_spans(text, names, "zh")] == ["小田", "马尔街", "马尔"]
     assert _entity_spans(text, [], "zh") == ()
 
 
@@ -715,6 +729,9 @@ def test_the_real_dump_agrees_with_another_extractor(data_dir):
     parts = re.split(r"^= (.+) =$", reference, flags=re.MULTILINE)[1:]
     theirs = dict(zip(parts[::2], parts[1::2]))
     assert len(theirs) == 96 and theirs.keys() <= ours.keys()
+    length = {title: len(text.split()) for title, text in ours.items()}
+    assert max(length[title] for title in ours.keys() - theirs.keys()) < min(length[title] for title in theirs) / 2  # too short for it
+    assert "were \"#$%_&'() early typewriters" in ours["ASCII"]  # brackets that the article itself has
     f1 = np.array([overlap(ours[title], text) for title, text in theirs.items()])
     assert f1.mean() > .98 and f1.min() > .8 and np.median(f1) > .995
     leftovers = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||'''|<ref|</|&[a-z]+;|\[\[(?:File|Category)|__[A-Z]+__")
