@@ -99,7 +99,7 @@ class Choice:
         "The index of the option that a random integer in [0, 2**32) takes."
         return bisect_right(self.upper, integer)
 
-# %% ../nbs/01_small_world.ipynb #8b30f66489
+# %% ../nbs/01_small_world.ipynb #0e17d286b6
 Row = dict[str, str]  # an entry of the lexicon: column -> form
 Node = tuple  # (alternative, variables, expanded rules): what `expand` makes of a rule
 
@@ -169,13 +169,15 @@ class Grammar:
         def need(rule: str, var: str, known: frozenset[str], *names: str) -> None:
             if var not in known: raise ValueError(f"rule {rule}: the variable {var!r} is not drawn before it is used")
             for name in names:
-                if name not in columns[self.category[var]]: raise ValueError(f"rule {rule}: {self.category[var]} has no column {name!r} for {var!r}")
+                if name not in columns[self.category[var]]:
+                    raise ValueError(f"rule {rule}: {self.category[var]} has no column {name!r} for {var!r}")
 
         def visit(rule: str, known: frozenset[str], path: tuple[str, ...], within: bool) -> frozenset[str]:
             "Check a rule given the variables that are known before it; those that are surely known after it."
             if rule in path: raise ValueError(f"rule {rule}: it contains itself, so that a story might never end")
             options, after = self.rules[rule].options, []
-            if len({a.sequence is None for a in options}) > 1: raise ValueError(f"rule {rule}: its lines are sequences or phrases, not both")
+            if len({a.sequence is None for a in options}) > 1:
+                raise ValueError(f"rule {rule}: its lines are sequences or phrases, not both")
             for alternative in options:
                 here = known
                 if alternative.sequence is not None:
@@ -197,7 +199,7 @@ class Grammar:
                         if not s.by: need(rule, s.var, here, s.column)
                         else:
                             need(rule, s.by, here, s.column)
-                            need(rule, s.var, here, lang, *{row[s.column] for row in self.lexicon[self.category[s.by]]})
+                            need(rule, s.var, here, lang, *sorted({row[s.column] for row in self.lexicon[self.category[s.by]]}))
                 for call in alternative.calls: visit(call, here, (*path, rule), True)
                 after.append(frozenset(v for v in here if v[0] != "_") | known)
             return frozenset.intersection(*after)

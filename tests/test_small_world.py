@@ -505,9 +505,9 @@ def test_scoring_agrees_with_how_the_text_was_drawn(world: SmallWorld):
 
 @pytest.mark.slow
 def test_closed_form_agrees_with_sampling(world: SmallWorld):
-    "Seven means over 8,000 stories, each within three standard errors."
+    "Seven means over 5,000 stories, each within three standard errors."
     rows = []
-    for _, pick in world._picks(0, 8000):
+    for _, pick in world._picks(0, 5000):
         spent = []
 
         def note_pick(choice: Choice, pick: Callable = pick, spent: list = spent) -> int:
@@ -522,7 +522,7 @@ def test_closed_form_agrees_with_sampling(world: SmallWorld):
     errors = sample.std(0, ddof=1) / math.sqrt(len(sample))
     z = dict(zip(SIZES, (sample.mean(0) - sizes_of(world.expectations)) / errors))
     assert all(abs(value) < 3 for value in z.values()), z
-    assert (errors / sample.mean(0) < 0.004).all(), "a sample so small would agree with anything"
+    assert (errors / sample.mean(0) < 0.005).all(), "a sample so small would agree with anything"
 
 
 def test_units_of_the_floor(world: SmallWorld):
@@ -534,10 +534,10 @@ def test_units_of_the_floor(world: SmallWorld):
 def test_settings_make_the_world_larger_and_harder():
     "More rows: more nats. More talk: longer stories, at a lower price per sentence than the events. More nesting: longer sentences."
     def floor(**change: int) -> Expectations:
-        return expectations(SmallWorld(SmallWorldConfig(**{"limit": 3, "talk": 2, "nested": 1} | change)).grammar)
+        return expectations(SmallWorld(SmallWorldConfig(**{"limit": 2, "talk": 2, "nested": 1} | change)).grammar)
 
     plain = floor()
-    assert floor(limit=2).nats < plain.nats < floor(limit=4).nats
+    assert floor(limit=1).nats < plain.nats < floor(limit=3).nats
     assert floor(talk=0).sentences < plain.sentences < floor(talk=9).sentences
     assert floor(nested=0).words < plain.words < floor(nested=9).words
     assert floor(nested=9).sentences == pytest.approx(plain.sentences)
@@ -768,6 +768,12 @@ def test_documents_are_records_of_the_corpus_interface(world: SmallWorld):
     assert len({d.id for d in world.documents(n=50)} | {d.id for d in world_of(SmallWorldConfig(1)).documents(n=50)}) == 100
 
 
+def test_a_world_is_a_corpus_of_records_named_like_its_documents(world: SmallWorld):
+    corpus, documents = world.corpus("test", "zh", n=5), list(world.documents("test", n=5))
+    for _ in range(2): assert list(corpus) == [{"text": d.text("zh"), "id": d.id, "lang": "zh"} for d in documents]  # it can be read again
+    assert [record["id"] for record in itertools.islice(world.corpus(), 3)] == ["small-world-0-0", "small-world-0-1", "small-world-0-2"]
+
+
 # ------------------------------------------------------------------------------------------------------------------------------- richness
 
 ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
@@ -886,7 +892,7 @@ def test_forms_are_told_apart(world: SmallWorld):
 
 @pytest.mark.slow
 def test_streaming_takes_constant_memory():
-    small = SmallWorld()
+    small = SmallWorld(SmallWorldConfig(talk=0))  # short stories: tracing makes everything slow
     for _ in small.texts(n=1000): pass  # fills the tables of choices
     stream = small.texts(start=1000)
     tracemalloc.start()
