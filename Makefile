@@ -43,7 +43,7 @@ export: $(STAMP) ## write lmbook/ from the notebooks
 	$(PY) -m tools.notebooks export
 
 lint: $(STAMP) ## ruff over notebooks, package, tests and tools
-	$(PY) -m ruff check nbs lmbook tests tools docs
+	$(PY) -m ruff check nbs lmbook tests tools docs benchmarks
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -14,14 +14,10 @@ import csv
 import datetime
 import gzip
 import json
-import os
-import platform
 import re
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from importlib.metadata import version
+from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -29,20 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.common import best_of, machine
 from lmbook.corpora import python_docs, read_corpus, read_csv, read_jsonl, read_parquet, read_text, to_dataset, write_jsonl
 
 RESULTS = Path(__file__).parent / "results" / "corpora.json"
+PACKAGES = ("datasets", "pyarrow", "mwparserfromhell", "charset-normalizer", "numpy")  # whose versions are noted
 MEGABYTES = 20  # size of the files that the readers are measured on
-
-
-def best_of(repeats: int, run: Callable[[], object]) -> float:
-    "Seconds of the fastest of some runs."
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def exhaust(rows: Iterable[object]) -> int: return sum(1 for _ in rows)
@@ -128,18 +116,6 @@ def wikipedia(folder: Path) -> dict[str, object]:
     }
 
 
-def machine() -> dict[str, object]:
-    "What the measurements were made with. No name and no path of the machine."
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    packages = ("datasets", "pyarrow", "mwparserfromhell", "charset-normalizer", "numpy")
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system(), "python": platform.python_version(),
-            "packages": {name: version(name) for name in packages}}
-
-
 def rounded(value: object, digits: int = 4) -> object:
     "The same, with floats rounded to so many significant digits."
     if isinstance(value, float): return float(f"{value:.{digits}g}")
@@ -153,7 +129,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     data = parser.parse_args().data
     with tempfile.TemporaryDirectory() as folder: rows = readers(Path(folder))
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "machine": machine()}
+    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "machine": machine(*PACKAGES)}
     result |= {"megabytes_of_text": MEGABYTES, "readers": rows}
     print(f"{'reader':28}{'MB/s':>8}{'bare loop':>12}")
     for row in rows:

@@ -13,14 +13,10 @@ import argparse
 import datetime
 import json
 import math
-import os
-import platform
-import time
 from collections import deque
-from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.common import best_of, machine
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig, expectations
 
 RESULTS = Path(__file__).parent / "results" / "small_world.json"
@@ -30,27 +26,6 @@ WORLDS = {
     "hard (talk=20, nested=10)": SmallWorldConfig(talk=20, nested=10),
 }
 AIM = 300_000  # English words per second
-
-
-def best_of(repeats: int, run: Callable[[], object]) -> float:
-    "Seconds of the fastest of some runs."
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def machine() -> dict[str, object]:
-    "What the measurements were made with. No name and no path of the machine."
-    model, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-    return {"cpu": model, "cores": os.cpu_count(), "load_before": load, "system": platform.system(), "python": platform.python_version(),
-            "packages": {"numpy": version("numpy")}}
 
 
 def measure(config: SmallWorldConfig, n_texts: int, n_scored: int, repeats: int) -> dict[str, float]:
@@ -92,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     result: dict[str, object] = {
         "command": f"python -m benchmarks.small_world --texts {args.texts} --scored {args.scored} --repeats {args.repeats}",
-        "date": datetime.date.today().isoformat(), "machine": machine(), "aim_words_per_s_en": AIM,
+        "date": datetime.date.today().isoformat(), "machine": machine("numpy"), "aim_words_per_s_en": AIM,
     }  # fmt: skip
     rows = {name: measure(config, args.texts, args.scored, args.repeats) for name, config in WORLDS.items()}
     print(f"{'':28}" + "".join(f"{name:>28}" for name in rows))
