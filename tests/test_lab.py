@@ -97,16 +97,18 @@ def run_all(page, lab: Lab, name: str, minutes: float = MINUTES) -> nbformat.Not
     menu(page, "Edit", "Clear Outputs of All Cells")
     menu(page, "Run", "Run All Cells")
     deadline = time.monotonic() + 60 * minutes
+    waiting = None
     while True:
+        assert time.monotonic() < deadline, f"after {minutes} minutes {waiting} cells had not run"
         page.wait_for_timeout(2000)
         page.keyboard.press("Control+s")
         page.wait_for_timeout(500)
-        nb = nbformat.read(lab.folder / name, as_version=4)
+        try: nb = nbformat.read(lab.folder / name, as_version=4)
+        except nbformat.reader.NotJSONError: continue  # the lab is writing it just now
         code = [c for c in nb.cells if c.cell_type == "code" and c.source.strip()]
-        failed = any(o.output_type == "error" for c in code for o in c.outputs)
-        if all(k["execution_state"] == "idle" for k in lab.kernels()) and (failed or all(c.execution_count for c in code)): return nb
         waiting = sum(not c.execution_count for c in code)
-        assert time.monotonic() < deadline, f"after {minutes} minutes {waiting} of {len(code)} cells had not run"
+        failed = any(o.output_type == "error" for c in code for o in c.outputs)
+        if all(k["execution_state"] == "idle" for k in lab.kernels()) and (failed or not waiting): return nb
 
 
 def menu(page, name: str, entry: str) -> None:

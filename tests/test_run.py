@@ -111,8 +111,8 @@ def test_ids_are_unique_and_follow_the_sources(twice: Twice):
     new = [c.id for c in normalise(changed).cells]
     at = 2 + SOURCES.index(BAR)
     assert [i for i, (a, b) in enumerate(zip(ids, new, strict=True)) if a != b] == [at]
-    same = normalise(new_notebook(cells=[new_markdown_cell(REPEATED), new_code_cell(REPEATED)])).cells
-    assert same[0].id != same[1].id, "text and code are different cells"
+    [text], [code] = (normalise(new_notebook(cells=[new(REPEATED)])).cells for new in (new_markdown_cell, new_code_cell))
+    assert text.id != code.id, "a cell that was text and is code now has changed"
 
 
 def test_metadata_is_what_the_notebook_says_and_no_more(twice: Twice):
@@ -178,7 +178,8 @@ def test_an_export_does_not_touch_the_notebook(twice: Twice, tmp_path: Path):
 def test_a_cell_that_fails_stores_nothing(tmp_path: Path):
     path = tmp_path / "fails.ipynb"
     sources = "print('before')", "assert False, 'this is wrong'", "print('after')"
-    store(normalise(new_notebook(cells=[*map(new_code_cell, sources)])), path)
+    kept = [new_output("stream", name="stdout", text="of an earlier run")]
+    store(normalise(new_notebook(cells=[new_code_cell(source, outputs=kept, execution_count=7) for source in sources])), path)
     before = path.read_bytes()
     with pytest.raises(CellExecutionError, match="this is wrong"): run(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
