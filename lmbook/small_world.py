@@ -454,7 +454,7 @@ def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Ro
     logp[-1] += end  # what is decided after the last sentence is that there is no other
     return node, variables, logp
 
-# %% ../nbs/01_small_world.ipynb #df1dd80751
+# %% ../nbs/01_small_world.ipynb #f9e97076ce
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # a word of English, with inner hyphens and apostrophes; punctuation marks are words too
 
 
@@ -602,6 +602,7 @@ def expectations(grammar: Grammar) -> Expectations:
     walks = [(own, True), *(({v}, False) for v in grammar.category if v not in own)]  # one variable at a time keeps the states few
     totals = sum(_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks)
     nats, count, words, en, en_bytes, zh, zh_bytes = totals.tolist()
+    count += grammar.rules[grammar.start].options[0].sequence is None  # a grammar of one sentence
     gaps = count - 1
     return Expectations(nats, count, words, {"en": en + gaps, "zh": zh}, {"en": en_bytes + gaps, "zh": zh_bytes})
 
