@@ -35,7 +35,7 @@ import tools.notebooks
 
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors"}
-EXTRAS = {"corpora", "cleaning", "tokenization", "ray", "book", "docs", "parity", "compiled", "test", "dev"}
+EXTRAS = {"corpora", "cleaning", "tokenization", "tensorboard", "ray", "book", "docs", "parity", "compiled", "test", "dev"}
 NBDEV = {"nbdev": "==2.4.14", "fastcore": "<2", "execnb": "<0.2", "ghapi": "<2"}  # the last that reads settings.ini, and what it needs
 MODULES = sorted(p.stem for p in (ROOT / "lmbook").glob("*.py") if p.stem[0] != "_")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -334,7 +334,7 @@ def test_the_extras_build_on_each_other():
     assert set(PYPROJECT["project"]["optional-dependencies"]) == EXTRAS
     below = {extra: {e for r in requirements(extra) if r.name == "lmbook" for e in r.extras} for extra in EXTRAS}
     assert below["cleaning"] == {"corpora"} and below["ray"] == {"cleaning"}
-    assert below["book"] == {"cleaning", "tokenization"} and below["test"] == {"book", "parity", "ray"} and below["dev"] == {"book", "docs", "test"}
+    assert below["book"] == {"cleaning", "tokenization", "tensorboard"} and below["test"] == {"book", "parity", "ray"} and below["dev"] == {"book", "docs", "test"}
     assert {r.name for r in requirements()} == CORE
 
 
