@@ -312,6 +312,12 @@ d = { 'settings': { 'branch': 'main',
                                      'lmbook.tokenization._split_json': ('tokenization.html#_split_json', 'lmbook/tokenization.py'),
                                      'lmbook.tokenization._utf8': ('tokenization.html#_utf8', 'lmbook/tokenization.py'),
                                      'lmbook.tokenization._write': ('tokenization.html#_write', 'lmbook/tokenization.py'),
+                                     'lmbook.tokenization.expected_counts': ('tokenization.html#expected_counts', 'lmbook/tokenization.py'),
                                      'lmbook.tokenization.jieba_words': ('tokenization.html#jieba_words', 'lmbook/tokenization.py'),
                                      'lmbook.tokenization.learn_merges': ('tokenization.html#learn_merges', 'lmbook/tokenization.py'),
-                                     'lmbook.tokenization.split_words': ('tokenization.html#split_words', 'lmbook/tokenization.py')}}}
+                                     'lmbook.tokenization.ngram_cost': ('tokenization.html#ngram_cost', 'lmbook/tokenization.py'),
+                                     'lmbook.tokenization.spell': ('tokenization.html#spell', 'lmbook/tokenization.py'),
+                                     'lmbook.tokenization.split_words': ('tokenization.html#split_words', 'lmbook/tokenization.py'),
+                                     'lmbook.tokenization.train_unigram': ('tokenization.html#train_unigram', 'lmbook/tokenization.py'),
+                                     'lmbook.tokenization.viterbi': ('tokenization.html#viterbi', 'lmbook/tokenization.py'),
+                                     'lmbook.tokenization.wordpiece': ('tokenization.html#wordpiece', 'lmbook/tokenization.py')}}}

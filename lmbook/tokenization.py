@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'SPECIALS', 'REPLACEMENT', 'SPACES', 'MARKS', 'PATTERN', 'LONGEST', 'BYTE_LETTERS',
-           'TokenizerError', 'Batch', 'Tokenizer', 'split_words', 'learn_merges', 'BPE', 'ByteTokenizer', 'jieba_words',
-           'WordTokenizer', 'CharTokenizer', 'SentencePieceTokenizer', 'HuggingFaceTokenizer']
+           'TokenizerError', 'Batch', 'Tokenizer', 'split_words', 'jieba_words', 'WordTokenizer', 'CharTokenizer',
+           'learn_merges', 'BPE', 'ByteTokenizer', 'viterbi', 'expected_counts', 'train_unigram', 'wordpiece',
+           'SentencePieceTokenizer', 'spell', 'ngram_cost', 'HuggingFaceTokenizer']
 
 # %% ../nbs/03_tokenization.ipynb #bea015a082
 import heapq
@@ -49,7 +50,7 @@ def _utf8(text: str) -> bytes:
         where = f"character {error.start:,} ({text[error.start]!r})"
         raise TokenizerError(f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly.") from error
 
-# %% ../nbs/03_tokenization.ipynb #0f45416eb3
+# %% ../nbs/03_tokenization.ipynb #96af1c4661
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 
@@ -220,7 +221,7 @@ class Tokenizer(ABC):
         room = None if max_length is None else max_length - bos - eos
         if room is not None and room < 0: raise TokenizerError(f"max_length={max_length} leaves no room for <bos> and <eos>; {bos + eos} would.")
 
-        def cut(row: list) -> list: 
+        def cut(row: list) -> list:
             return row if room is None else [*row[:bos], *row[bos : len(row) - eos][:room], *row[len(row) - eos :]]
 
         rows = [cut(self.encode(text, bos=bos, eos=eos, specials=specials)) for text in texts]
@@ -274,7 +275,7 @@ class Tokenizer(ABC):
     ) -> "Tokenizer":
         "Make a tokenizer from the content of its file."
         if not data: raise TokenizerError(f"{name}: the file is empty.")
-        return _from_json(data, name) if data[:1].isspace() or data[:1] == b"{" else SentencePieceTokenizer(data, name)
+        return _from_json(data, name) if data.lstrip()[:1] == b"{" else SentencePieceTokenizer(data, name)
 
     def __len__(self) -> int: return self.vocab_size
 
@@ -357,6 +358,126 @@ def split_words(
 
 
 def _cut(word: str) -> Iterator[str]: return (word[i : i + LONGEST] for i in range(0, len(word), LONGEST))
+
+# %% ../nbs/03_tokenization.ipynb #6c20244f57
+def _segmenter(split: str) -> Callable[[str], list[str]]:
+    "A function that cuts a text into units which, joined, are the text again."
+    if split == "words": return _matcher(PATTERN)
+    if split == "characters": return list
+    if split == "jieba": return jieba_words
+    raise TokenizerError(f"split is 'words', 'characters' or 'jieba', not {split!r}.")
+
+
+def jieba_words(
+    text: str,
+) -> list[str]: # joined, they are the text again
+    "Cut Chinese into words with jieba: a dictionary, and a hidden Markov model for words that are not in it."
+    jieba = _import("jieba")
+    jieba.setLogLevel("ERROR")  # it announces on stderr that it loads its dictionary
+    return jieba.lcut(text)
+
+
+class WordTokenizer(Tokenizer):
+    "Whole units, the frequent ones of a text. What is not among them becomes <unk>, so this one loses text."
+
+    def __init__(
+        self,
+        units: Sequence[str],  # each once
+        *,
+        specials: Sequence[str] = SPECIALS,  # names of special tokens, numbered from 0; <unk> is among them
+        split: str = "words",  # what a unit is: "words" (as BPE cuts them), "characters", or "jieba" (Chinese words of a dictionary)
+    ):
+        ids = _special_ids(specials)
+        if UNK not in ids: raise TokenizerError(f"Words need {UNK} among the special tokens: there is always one more word.")
+        self.units, self.split = list(units), split
+        super().__init__(ids, [b""] * len(ids) + [_utf8(unit) for unit in self.units])
+        self._number = {unit: i for i, unit in enumerate(self.units, len(ids))}
+        if len(self._number) < len(self.units) or not ids.keys().isdisjoint(self._number):
+            raise TokenizerError("Each unit must be there once, and none may have the name of a special token.")
+        self._cut = _segmenter(split)
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int | None = None,  # at most so many, with the special tokens; None: all
+        *,
+        min_count: int = 1,  # units that occur less often are left out
+        specials: Sequence[str] = SPECIALS,  # as for `WordTokenizer`
+        split: str = "words",
+    ) -> "WordTokenizer":
+        "Count the units of texts and keep the most frequent ones. TokenizerError if there are fewer than `vocab_size`."
+        cut, counts = _segmenter(split), Counter()
+        for text in [texts] if isinstance(texts, str) else texts:
+            _utf8(text)
+            counts.update(cut(text))
+        for name in specials: counts.pop(name, None)
+        if not counts: raise TokenizerError("There is no text to learn from. An iterator that was read before is empty; pass a list or a Corpus' texts.")
+        kept = sorted((unit for unit, n in counts.items() if n >= min_count), key=lambda unit: (-counts[unit], unit))
+        most = len(kept) + len(specials)
+        if vocab_size is not None:
+            if vocab_size > most:
+                raise TokenizerError(f"vocab_size={vocab_size} is more than this text allows: at most {most} (or give more text, or a smaller min_count).")
+            if vocab_size <= len(specials): raise TokenizerError(f"vocab_size={vocab_size} leaves no room beside {len(specials)} special tokens.")
+            kept = kept[: vocab_size - len(specials)]
+        return cls(kept, specials=specials, split=split)
+
+    def _encode(self, text: str) -> list[int]:
+        _utf8(text)
+        get, unk = self._number.get, self.unk_id
+        return [get(unit, unk) for unit in self._cut(text)]
+
+    def _spans(self, text: str) -> list[Span]:
+        ends = list(itertools.accumulate(map(len, self._cut(text))))
+        return list(zip([0, *ends], ends))
+
+    def id_to_token(self, id: int) -> str:
+        [id] = self._check([id])
+        return self._names.get(id) or self.units[id - len(self.specials)]
+
+    def _json(self) -> dict[str, Any]:
+        if self.split == "jieba": raise TokenizerError("tokenizer.json knows no jieba. Keep this one with `save`; `Tokenizer.load` reads it.")
+        return self._content()
+
+    def _content(self) -> dict[str, Any]:
+        how = {"words": _split_json(PATTERN), "characters": _split_json("[\\s\\S]"), "jieba": {"type": "jieba"}}  # which the library refuses
+        model = {"type": "WordLevel", "vocab": self.vocab, "unk_token": UNK}
+        return _file(model, self.specials, how[self.split], {"type": "Fuse"})
+
+    def to_bytes(self) -> bytes: return json.dumps(self._content(), ensure_ascii=False).encode()
+
+    @classmethod
+    def _read(cls, data: dict[str, Any]) -> "WordTokenizer":
+        specials = [token["content"] for token in data["added_tokens"]]
+        units = list(data["model"]["vocab"])[len(specials) :]
+        rule = data["pre_tokenizer"]
+        split = "jieba" if rule["type"] == "jieba" else "words" if rule["pattern"]["Regex"] == PATTERN else "characters"
+        return WordTokenizer(units, specials=specials, split=split)
+
+
+class CharTokenizer(WordTokenizer):
+    "One token for each character that a text has. What it does not have becomes <unk>."
+
+    def __init__(
+        self,
+        units: Sequence[str],  # the characters
+        *,
+        specials: Sequence[str] = SPECIALS,  # names of special tokens, numbered from 0; <unk> is among them
+        split: str = "characters",
+    ):
+        super().__init__(units, specials=specials, split=split)
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int | None = None,  # at most so many, with the special tokens; None: all
+        *,
+        min_count: int = 1,  # characters that occur less often are left out
+        specials: Sequence[str] = SPECIALS,  # as for `CharTokenizer`
+    ) -> "CharTokenizer":
+        "Keep the most frequent characters of texts."
+        return super().train(texts, vocab_size, min_count=min_count, specials=specials, split="characters")
 
 # %% ../nbs/03_tokenization.ipynb #85e1d081ac
 def learn_merges(
@@ -543,127 +664,104 @@ class ByteTokenizer(BPE):
     ):
         super().__init__((), specials=specials)
 
-# %% ../nbs/03_tokenization.ipynb #6c20244f57
-def _segmenter(split: str) -> Callable[[str], list[str]]:
-    "A function that cuts a text into units which, joined, are the text again."
-    if split == "words": return _matcher(PATTERN)
-    if split == "characters": return list
-    if split == "jieba": return jieba_words
-    raise TokenizerError(f"split is 'words', 'characters' or 'jieba', not {split!r}.")
+# %% ../nbs/03_tokenization.ipynb #e9d5b125fc
+def viterbi(
+    word: str,
+    log_p: Mapping[str, float],  # log-probability of each piece
+) -> tuple[list[str], float]: # the pieces, and the sum of their log-probabilities
+    "The most probable way to cut a word into pieces (Viterbi 1967). TokenizerError if there is none."
+    longest = max(map(len, log_p), default=0)
+    best, start_of = [0.0] + [-math.inf] * len(word), [0] * (len(word) + 1)  # best[e]: of all ways to cut word[:e]
+    for end in range(1, len(word) + 1):
+        for start in range(max(0, end - longest), end):
+            score = best[start] + log_p.get(word[start:end], -math.inf)
+            if score > best[end]: best[end], start_of[end] = score, start
+    if best[-1] == -math.inf: raise TokenizerError(f"{word!r} cannot be cut into these pieces; give each of its characters one.")
+    pieces, end = [], len(word)
+    while end:
+        pieces.append(word[start_of[end] : end])
+        end = start_of[end]
+    return pieces[::-1], best[-1]
 
 
-def jieba_words(
-    text: str,
-) -> list[str]: # joined, they are the text again
-    "Cut Chinese into words with jieba: a dictionary, and a hidden Markov model for words that are not in it."
-    jieba = _import("jieba")
-    jieba.setLogLevel("ERROR")  # it announces on stderr that it loads its dictionary
-    return jieba.lcut(text)
+def expected_counts(
+    words: Mapping[str, int],  # how often each word occurs
+    log_p: Mapping[str, float],  # log-probability of each piece
+) -> tuple[dict[str, float], float]: # of each piece how often it is used, on average; and the log-probability of all words (nats)
+    "The E step: every way to cut every word, each weighted by its probability, without writing them down (forward and backward sums)."
+    longest = max(map(len, log_p), default=0)
+    used, total = defaultdict(float), 0.0
+    for word, n in words.items():
+        pieces = [(s, e, log_p[word[s:e]]) for e in range(1, len(word) + 1) for s in range(max(0, e - longest), e) if word[s:e] in log_p]
+        before, after = [0.0] + [-math.inf] * len(word), [-math.inf] * len(word) + [0.0]  # log of the sum over all ways to cut what lies there
+        for s, e, score in pieces: before[e] = np.logaddexp(before[e], before[s] + score)
+        for s, e, score in sorted(pieces, reverse=True): after[s] = np.logaddexp(after[s], score + after[e])
+        if before[-1] == -math.inf: raise TokenizerError(f"{word!r} cannot be cut into these pieces; give each of its characters one.")
+        for s, e, score in pieces: used[word[s:e]] += n * math.exp(before[s] + score + after[e] - before[-1])
+        total += n * float(before[-1])
+    return dict(used), total
 
 
-class WordTokenizer(Tokenizer):
-    "Whole units, the frequent ones of a text. What is not among them becomes <unk>, so this one loses text."
+def train_unigram(
+    words: Mapping[str, int],  # how often each word occurs
+    vocab_size: int,  # pieces to keep; all single characters are among them
+    *,
+    longest: int = 8,  # characters in a piece
+    shrink: float = 0.75,  # share of the pieces that survives a round
+    steps: int = 2,  # of EM in each round
+) -> dict[str, float]: # log-probability of each piece
+    """A unigram model of pieces (Kudo 2018, section 3.2): begin with all frequent substrings, and drop what is missed least.
 
-    def __init__(
-        self,
-        units: Sequence[str],  # each once
-        *,
-        specials: Sequence[str] = SPECIALS,  # names of special tokens, numbered from 0; <unk> is among them
-        split: str = "words",  # what a unit is: "words" (as BPE cuts them), "characters", or "jieba" (Chinese words of a dictionary)
-    ):
-        ids = _special_ids(specials)
-        if UNK not in ids: raise TokenizerError(f"Words need {UNK} among the special tokens: there is always one more word.")
-        self.units, self.split = list(units), split
-        super().__init__(ids, [b""] * len(ids) + [_utf8(unit) for unit in self.units])
-        self._number = {unit: i for i, unit in enumerate(self.units, len(ids))}
-        if len(self._number) < len(self.units) or not ids.keys().isdisjoint(self._number):
-            raise TokenizerError("Each unit must be there once, and none may have the name of a special token.")
-        self._cut = _segmenter(split)
+    Small and plain: SentencePiece finds its first pieces with a suffix array, and estimates with a prior that favours few pieces.
+    """
+    seed = Counter()
+    for word, n in words.items():
+        for s in range(len(word)):
+            for e in range(s + 1, min(s + longest, len(word)) + 1): seed[word[s:e]] += n
+    letters = {c for word in words for c in word}
+    if vocab_size < len(letters): raise TokenizerError(f"vocab_size={vocab_size} is too small: there are {len(letters)} different characters.")
+    counts = {piece: float(n) for piece, n in seed.items() if n > 1 or piece in letters}
 
-    @classmethod
-    def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int | None = None,  # at most so many, with the special tokens; None: all
-        *,
-        min_count: int = 1,  # units that occur less often are left out
-        specials: Sequence[str] = SPECIALS,  # as for `WordTokenizer`
-        split: str = "words",
-    ) -> "WordTokenizer":
-        "Count the units of texts and keep the most frequent ones. TokenizerError if there are fewer than `vocab_size`."
-        cut, counts = _segmenter(split), Counter()
-        for text in [texts] if isinstance(texts, str) else texts:
-            _utf8(text)
-            counts.update(cut(text))
-        for name in specials: counts.pop(name, None)
-        if not counts: raise TokenizerError("There is no text to learn from. An iterator that was read before is empty; pass a list or a Corpus' texts.")
-        kept = sorted((unit for unit, n in counts.items() if n >= min_count), key=lambda unit: (-counts[unit], unit))
-        most = len(kept) + len(specials)
-        if vocab_size is not None:
-            if vocab_size > most:
-                raise TokenizerError(f"vocab_size={vocab_size} is more than this text allows: at most {most} (or give more text, or a smaller min_count).")
-            if vocab_size <= len(specials): raise TokenizerError(f"vocab_size={vocab_size} leaves no room beside {len(specials)} special tokens.")
-            kept = kept[: vocab_size - len(specials)]
-        return cls(kept, specials=specials, split=split)
+    def logs(counts: Mapping[str, float]) -> dict[str, float]:
+        kept = {piece: n for piece, n in counts.items() if n > 1e-3 or piece in letters}
+        total = math.log(sum(max(n, 1e-3) for n in kept.values()))
+        return {piece: math.log(max(n, 1e-3)) - total for piece, n in kept.items()}
 
-    def _encode(self, text: str) -> list[int]:
-        _utf8(text)
-        get, unk = self._number.get, self.unk_id
-        return [get(unit, unk) for unit in self._cut(text)]
+    log_p = logs(counts)
+    while True:
+        for _ in range(steps): log_p = logs(expected_counts(words, log_p)[0])
+        if len(log_p) <= vocab_size: return log_p
+        used, _ = expected_counts(words, log_p)
 
-    def _spans(self, text: str) -> list[Span]:
-        ends = list(itertools.accumulate(map(len, self._cut(text))))
-        return list(zip([0, *ends], ends))
+        def missed(piece: str) -> float:  # nats lost if its occurrences have to be spelled with other pieces
+            return used.get(piece, 0.0) * (log_p[piece] - viterbi(piece, {p: x for p, x in log_p.items() if p != piece and p in piece})[1])  # noqa: B023
 
-    def id_to_token(self, id: int) -> str:
-        [id] = self._check([id])
-        return self._names.get(id) or self.units[id - len(self.specials)]
+        ranked = sorted(log_p.keys() - letters, key=lambda piece: (-missed(piece), piece))
+        keep = max(vocab_size, int(shrink * len(log_p))) - len(letters)
+        log_p = {piece: log_p[piece] for piece in [*sorted(letters), *ranked[:keep]]}
 
-    def _json(self) -> dict[str, Any]:
-        if self.split == "jieba": raise TokenizerError("tokenizer.json knows no jieba. Keep this one with `save`; `Tokenizer.load` reads it.")
-        return self._content()
+# %% ../nbs/03_tokenization.ipynb #d28eff5dd7
+def wordpiece(
+    word: str,
+    vocab: Iterable[str],  # pieces; those that do not begin a word are written with the prefix. A set is fastest
+    *,
+    unk: str = "[UNK]",  # for a word that has no way
+    prefix: str = "##",
+    longest: int = 100,  # characters; longer words are unknown
+) -> list[str]:
+    "WordPiece as BERT uses it (Devlin et al. 2019): again and again take the longest piece that fits."
+    vocab = vocab if isinstance(vocab, (set, frozenset, dict)) else set(vocab)
+    if len(word) > longest: return [unk]
+    pieces, start = [], 0
+    while start < len(word):
+        mark = prefix if start else ""
+        end = next((e for e in range(len(word), start, -1) if mark + word[start:e] in vocab), None)
+        if end is None: return [unk]
+        pieces.append(mark + word[start:end])
+        start = end
+    return pieces
 
-    def _content(self) -> dict[str, Any]:
-        how = {"words": _split_json(PATTERN), "characters": _split_json("[\\s\\S]"), "jieba": {"type": "jieba"}}  # which the library refuses
-        model = {"type": "WordLevel", "vocab": self.vocab, "unk_token": UNK}
-        return _file(model, self.specials, how[self.split], {"type": "Fuse"})
-
-    def to_bytes(self) -> bytes: return json.dumps(self._content(), ensure_ascii=False).encode()
-
-    @classmethod
-    def _read(cls, data: dict[str, Any]) -> "WordTokenizer":
-        specials = [token["content"] for token in data["added_tokens"]]
-        units = list(data["model"]["vocab"])[len(specials) :]
-        rule = data["pre_tokenizer"]
-        split = "jieba" if rule["type"] == "jieba" else "words" if rule["pattern"]["Regex"] == PATTERN else "characters"
-        return WordTokenizer(units, specials=specials, split=split)
-
-
-class CharTokenizer(WordTokenizer):
-    "One token for each character that a text has. What it does not have becomes <unk>."
-
-    def __init__(
-        self,
-        units: Sequence[str],  # the characters
-        *,
-        specials: Sequence[str] = SPECIALS,  # names of special tokens, numbered from 0; <unk> is among them
-        split: str = "characters",
-    ):
-        super().__init__(units, specials=specials, split=split)
-
-    @classmethod
-    def train(
-        cls,
-        texts: Iterable[str],
-        vocab_size: int | None = None,  # at most so many, with the special tokens; None: all
-        *,
-        min_count: int = 1,  # characters that occur less often are left out
-        specials: Sequence[str] = SPECIALS,  # as for `CharTokenizer`
-    ) -> "CharTokenizer":
-        "Keep the most frequent characters of texts."
-        return super().train(texts, vocab_size, min_count=min_count, specials=specials, split="characters")
-
-# %% ../nbs/03_tokenization.ipynb #8c4d39d236
+# %% ../nbs/03_tokenization.ipynb #c58fd0a8cc
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -765,7 +863,7 @@ class SentencePieceTokenizer(Tokenizer):
         parts = re.split("([\n▁])", text)  # SentencePiece writes ▁ for a space, so a real ▁ is spelled in bytes
         spelled = {mark: [self._byte_ids[byte] for byte in mark.encode()] for mark in "\n▁"}
         ids = []
-        for mark, part in itertools.zip_longest(parts[1::2], self._sp.encode(parts[::2])): ids += part + spelled.get(mark, [])
+        for mark, part in itertools.zip_longest(parts[1::2], self._sp.encode(parts[::2], num_threads=1)): ids += part + spelled.get(mark, [])
         return ids
 
     def _spans(self, text: str) -> list[Span]:
@@ -822,6 +920,49 @@ def _advice(message: str, vocab_size: int) -> TokenizerError:
     if "sentences_.empty()" in message:
         return TokenizerError("There is no text to learn from. An iterator that was read before is empty; pass a list or a Corpus' texts.")
     return TokenizerError(f"SentencePiece: {message}")
+
+# %% ../nbs/03_tokenization.ipynb #eb4e65d34c
+def spell(
+    units: Iterable[str],  # words or characters
+    known: Iterable[str],  # the vocabulary, a set
+) -> list[str]:
+    "Units of a vocabulary as they are; others by their characters, and unknown characters by their bytes. So nothing is unknown, and all is paid for."
+    spelled = []
+    for unit in units:
+        for part in [unit] if unit in known else unit:
+            spelled += [part] if part in known else [f"<0x{byte:02X}>" for byte in part.encode()]
+    return spelled
+
+
+def ngram_cost(
+    train: Iterable[Sequence],  # texts as sequences of tokens, of any kind
+    test: Iterable[Sequence],
+    vocab_size: int,  # all tokens that could occur
+    n: int = 3,  # tokens that are looked at, the predicted one included
+) -> float: # nats for all texts of `test` together, the ends of the texts included
+    """What an interpolated n-gram model pays for texts (Witten and Bell 1991, method C; at the end of the road a uniform distribution).
+
+    Good enough to compare tokenizers by. Divide by characters or bytes, never by tokens, whose number is what differs.
+    """
+    end, begin = ("end",), [("begin",)] * (n - 1)
+    followers = defaultdict(Counter)
+    for text in train:
+        row = [*begin, *text, end]
+        for i in range(n - 1, len(row)):
+            for k in range(n): followers[tuple(row[i - k : i])][row[i]] += 1
+    seen = {context: (len(counts), counts.total(), counts) for context, counts in followers.items()}
+    nats = 0.0
+    for text in test:
+        row = [*begin, *text, end]
+        for i in range(n - 1, len(row)):
+            p = 1 / (vocab_size + 1)  # and the end
+            for k in range(n):
+                found = seen.get(tuple(row[i - k : i]))
+                if found is None: break  # a context that was never seen; longer ones neither
+                kinds, total, counts = found
+                p = (counts[row[i]] + kinds * p) / (total + kinds)
+            nats -= math.log(p)
+    return nats
 
 # %% ../nbs/03_tokenization.ipynb #840052362f
 class HuggingFaceTokenizer(Tokenizer):
