@@ -8,7 +8,7 @@ __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'SPECIALS', 'REPLACEMENT', 'SPACES', 'MAR
            'learn_merges', 'BPE', 'ByteTokenizer', 'viterbi', 'expected_counts', 'train_unigram', 'wordpiece',
            'SentencePieceTokenizer', 'spell', 'ngram_cost', 'HuggingFaceTokenizer']
 
-# %% ../nbs/03_tokenization.ipynb #bea015a082
+# %% ../nbs/03_tokenization.ipynb #891d92fc00
 import heapq
 import importlib
 import itertools
@@ -21,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def _utf8(text: str) -> bytes:
         where = f"character {error.start:,} ({text[error.start]!r})"
         raise TokenizerError(f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly.") from error
 
-# %% ../nbs/03_tokenization.ipynb #96af1c4661
+# %% ../nbs/03_tokenization.ipynb #be5064b759
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 
@@ -129,6 +129,7 @@ class Tokenizer(ABC):
 
     def _parts(self, text: str, specials: bool) -> Iterator[tuple[int, str | int]]:
         "Yield (place, ordinary text) and, if asked for, (place, id of a special token that the text spells)."
+        _utf8(text)
         if not specials or not self.specials:
             yield 0, text
             return
@@ -315,7 +316,7 @@ def _file(model: dict[str, Any], specials: Mapping[str, int], pre_tokenizer: Any
 def _split_json(pattern: str) -> dict[str, Any]:
     return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
 
-# %% ../nbs/03_tokenization.ipynb #078ad4a4e7
+# %% ../nbs/03_tokenization.ipynb #def36150ae
 SPACES = "\t-\r\x1c- \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 MARKS = (  # punctuation and symbols, as ranges, and not by Unicode's names: so that every library and every version agrees on every character
     "\0-\x08\x0e-\x1b!-/:-@\\[-`{-\x84\x86-\x9f¡-©«-´¶-¹»-¿×÷\u200b-\u2027\u202a-\u202e\u2030-\u205e\u2060-\u2bff"
@@ -336,17 +337,15 @@ def _matcher(pattern: str) -> Callable[[str], list[str]]:
     try: compiled = re.compile(pattern)
     except re.error as error: raise TokenizerError(f"The pattern is not a regular expression: {error}.") from error
     if compiled.groups: raise TokenizerError("The pattern has groups (...) that capture; write (?:...).")
+    return partial(_matches, compiled)
 
-    def split(text: str) -> list[str]:
-        words = compiled.findall(text)
-        if sum(map(len, words)) == len(text): return words
-        words, at = [], 0
-        for found in compiled.finditer(text):
-            words += [text[at : found.start()], found[0]]
-            at = found.end()
-        return [word for word in [*words, text[at:]] if word]
 
-    return split
+def _matches(pattern: re.Pattern, text: str) -> list[str]:
+    words = pattern.findall(text)
+    if sum(map(len, words)) < len(text):  # the pattern leaves gaps
+        ends = [0, *(place for found in pattern.finditer(text) for place in found.span()), len(text)]
+        words = [text[a:b] for a, b in itertools.pairwise(ends)]
+    return [word for word in words if word]
 
 
 def split_words(
@@ -359,7 +358,7 @@ def split_words(
 
 def _cut(word: str) -> Iterator[str]: return (word[i : i + LONGEST] for i in range(0, len(word), LONGEST))
 
-# %% ../nbs/03_tokenization.ipynb #6c20244f57
+# %% ../nbs/03_tokenization.ipynb #28e685aca8
 def _segmenter(split: str) -> Callable[[str], list[str]]:
     "A function that cuts a text into units which, joined, are the text again."
     if split == "words": return _matcher(PATTERN)
@@ -423,7 +422,6 @@ class WordTokenizer(Tokenizer):
         return cls(kept, specials=specials, split=split)
 
     def _encode(self, text: str) -> list[int]:
-        _utf8(text)
         get, unk = self._number.get, self.unk_id
         return [get(unit, unk) for unit in self._cut(text)]
 
@@ -540,7 +538,7 @@ def learn_merges(
             if by > 0 and counts[p] >= min_count: heapq.heappush(heap, (-counts[p], p))
     return merges
 
-# %% ../nbs/03_tokenization.ipynb #ac2e9228d0
+# %% ../nbs/03_tokenization.ipynb #95df1392c7
 def _byte_letters() -> list[str]:
     "GPT-2's name for each byte: itself where it can be printed, else one of the letters from U+0100 on."
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -611,7 +609,7 @@ class BPE(Tokenizer):
     def _learned(self, word: str) -> list[int]:
         "Replay the merges on a word that is not in the cache."
         if len(word) > LONGEST: return [i for piece in _cut(word) for i in self._learned(piece)]
-        ids = self._merge([byte + len(self.specials) for byte in _utf8(word)])
+        ids = self._merge([byte + len(self.specials) for byte in word.encode()])
         if len(self._cache) >= 1 << 17: self._cache.clear()
         self._cache[word] = ids
         return ids
@@ -761,7 +759,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/03_tokenization.ipynb #c58fd0a8cc
+# %% ../nbs/03_tokenization.ipynb #5cf7735c67
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -857,7 +855,6 @@ class SentencePieceTokenizer(Tokenizer):
         return cls(bytes(parts))
 
     def _encode(self, text: str) -> list[int]:
-        _utf8(text)
         if not self._exact: return self._sp.encode(text)
         if "\n" not in text and "▁" not in text: return self._sp.encode(text)
         parts = re.split("([\n▁])", text)  # SentencePiece writes ▁ for a space, so a real ▁ is spelled in bytes
@@ -868,7 +865,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _spans(self, text: str) -> list[Span]:
         if self._exact: return super()._spans(text)
-        return [(piece.begin, piece.end) for piece in self._sp.encode(text, out_type="immutable_proto").pieces]
+        pieces = [dict(_fields(value)) for number, value in _fields(self._sp.encode(text, out_type="serialized_proto")) if number == 2]
+        before = np.cumsum([0, *((np.frombuffer(text.encode(), dtype=np.uint8) & 0xC0) != 0x80)])  # characters that begin before each byte
+        return [(int(before[piece.get(4, 0)]), int(before[piece.get(5, 0)])) for piece in pieces]
 
     def decode(
         self,
@@ -964,7 +963,7 @@ def ngram_cost(
             nats -= math.log(p)
     return nats
 
-# %% ../nbs/03_tokenization.ipynb #840052362f
+# %% ../nbs/03_tokenization.ipynb #82edb7db0c
 class HuggingFaceTokenizer(Tokenizer):
     "A tokenizer.json from elsewhere, as the library `tokenizers` runs it: BPE, unigram or WordPiece, with its normalisation."
 
@@ -1003,9 +1002,7 @@ class HuggingFaceTokenizer(Tokenizer):
     @property
     def unk_id(self) -> int | None: return self._first(UNK)
 
-    def _run(self, text: str) -> Any:
-        _utf8(text)
-        return self._tokenizer.encode(text, add_special_tokens=False)
+    def _run(self, text: str) -> Any: return self._tokenizer.encode(text, add_special_tokens=False)
 
     def _encode(self, text: str) -> list[int]: return self._run(text).ids
 
