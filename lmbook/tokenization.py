@@ -50,7 +50,7 @@ def _utf8(text: str) -> bytes:
         where = f"character {error.start:,} ({text[error.start]!r})"
         raise TokenizerError(f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly.") from error
 
-# %% ../nbs/03_tokenization.ipynb #be5064b759
+# %% ../nbs/03_tokenization.ipynb #146a6c508a
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 
@@ -90,6 +90,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def id_to_token(self, id: int) -> str:
         "The name of an id in the vocabulary. For people `tokens` is better to read."
+
+    def id_to_bytes(self, id: int) -> bytes:
+        "The bytes that an id stands for; none for a special token. Joined, those of all ids of a text are the text, where nothing was unknown."
+        [id] = self._check([id])
+        return self._bytes[id]
 
     @property
     def vocab_size(self) -> int:
@@ -759,7 +764,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/03_tokenization.ipynb #5cf7735c67
+# %% ../nbs/03_tokenization.ipynb #0137eda3da
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -891,7 +896,7 @@ class SentencePieceTokenizer(Tokenizer):
         names = [sp.id_to_piece(i) if i in bare else sp.id_to_piece(i).replace("▁", " ") for i in range(n)]
         if self.model_type == "unigram":
             scores = [sp.get_score(i) for i in range(n)]
-            never = min(scores) - 1e6  # nothing in a text may match the names "<eos>" and "<0x41>"
+            never = min(scores) - 1e6  # no text may match the names "<eos>" and "<0x41>", or only where it could not be spelled otherwise
             vocab = [[name, never if i in bare else score] for i, (name, score) in enumerate(zip(names, scores))]
             inside = "".join(names[i] for i in range(n) if i not in bare and len(names[i]) > 1)
             apart = sorted({names[i][0] for i in bare} - set(inside))  # usually "<": no piece goes beyond it, so the text may be cut there
@@ -963,7 +968,7 @@ def ngram_cost(
             nats -= math.log(p)
     return nats
 
-# %% ../nbs/03_tokenization.ipynb #82edb7db0c
+# %% ../nbs/03_tokenization.ipynb #6d86778a5a
 class HuggingFaceTokenizer(Tokenizer):
     "A tokenizer.json from elsewhere, as the library `tokenizers` runs it: BPE, unigram or WordPiece, with its normalisation."
 
@@ -1024,6 +1029,10 @@ class HuggingFaceTokenizer(Tokenizer):
     def id_to_token(self, id: int) -> str:
         [id] = self._check([id])
         return self._tokens[id]
+
+    def id_to_bytes(self, id: int) -> bytes:
+        "Not known here: the file says how ids become text together, not what each stands for."
+        raise TokenizerError("A tokenizer.json does not say which bytes an id stands for. decode([id]) comes nearest.")
 
     def _json(self) -> dict[str, Any]: return json.loads(self._tokenizer.to_str())
 

@@ -186,7 +186,7 @@ def test_encoding_replays_the_merges(words, text):
             tokens = [bytes([byte]) for byte in word[start : start + LONGEST].encode()]
             for pair in merges: tokens = replay_one(tokens, pair)
             want += tokens
-    assert [tokenizer._bytes[i] for i in tokenizer.encode(text)] == want
+    assert [tokenizer.id_to_bytes(i) for i in tokenizer.encode(text)] == want
 
 
 def test_training_is_the_librarys_training():
@@ -277,6 +277,15 @@ def test_bpe_export_on_real_text(pieces, exported):
     held_out = [document.text(lang) for document in load_reader()[60:] for lang in ("en", "zh")]
     for kind in pieces:
         assert all(exported[kind].encode(text).ids == pieces[kind].encode(text) for text in held_out + READER)
+
+
+def test_names_in_a_text_stay_text_after_export():
+    "A unigram model of HTML has pieces with < inside; text that spells the name of a token is still text, as its characters are known."
+    html = [f'<div class="a{n % 7}">0x4{n % 10} ABCDEF <eos> <pad></div>' for n in range(60)]
+    tokenizer = SentencePieceTokenizer.train(html, 320)
+    assert any("<" in tokenizer._show(i)[1:] or "<" in tokenizer._show(i)[:1] and len(tokenizer._show(i)) > 1 for i in range(260, 320))
+    for text in ("<0x41><eos>", "<0x4F> <pad>", "</div><0x00>"):
+        assert in_library(tokenizer).encode(text).ids == tokenizer.encode(text) and not {*tokenizer.encode(text)} & set(range(4))
 
 
 def test_sentencepiece_keeps_line_breaks_and_marks(pieces):
@@ -539,6 +548,7 @@ def test_files_from_elsewhere():
         theirs.no_truncation(); theirs.no_padding()
         assert isinstance(ours, HuggingFaceTokenizer) and (ours.pad_id, ours.bos_id, ours.eos_id, ours.unk_id) == wants
         assert ours.vocab == theirs.get_vocab()
+        with pytest.raises(TokenizerError, match="does not say which bytes"): ours.id_to_bytes(0)
         for text in READER[:10]:
             want = theirs.encode(text, add_special_tokens=False)
             assert ours.encode(text) == want.ids and ours.tokens(text) == want.tokens and ours.offsets(text) == want.offsets
