@@ -50,7 +50,7 @@ def _utf8(text: str) -> bytes:
         where = f"character {error.start:,} ({text[error.start]!r})"
         raise TokenizerError(f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly.") from error
 
-# %% ../nbs/03_tokenization.ipynb #146a6c508a
+# %% ../nbs/03_tokenization.ipynb #5982c7f393
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 
@@ -183,7 +183,9 @@ class Tokenizer(ABC):
         return list(zip(character[end - size].tolist(), (character[end - 1] + 1).tolist()))
 
     def _check(self, ids: Iterable[int]) -> list[int]:
-        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if not isinstance(ids, Iterable): raise TokenizerError(f"Ids come in a row, as in [{ids}].")
+        ids = list(ids)
         for i in ids:
             if not isinstance(i, (int, np.integer)): raise TokenizerError(f"Ids are whole numbers in one row, not {i!r}. For several rows: decode_batch.")
             if not 0 <= i < self.vocab_size:
@@ -222,7 +224,7 @@ class Tokenizer(ABC):
         offsets: bool = False,  # tell which characters each token stands for
     ) -> Batch:
         "Several texts as one rectangle, as long as the longest. Where there is no <pad>, 0 stands in its place; the mask is what counts."
-        texts = list(texts)
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if side not in ("left", "right"): raise TokenizerError(f"side is 'left' or 'right', not {side!r}.")
         room = None if max_length is None else max_length - bos - eos
         if room is not None and room < 0: raise TokenizerError(f"max_length={max_length} leaves no room for <bos> and <eos>; {bos + eos} would.")
@@ -482,7 +484,7 @@ class CharTokenizer(WordTokenizer):
         "Keep the most frequent characters of texts."
         return super().train(texts, vocab_size, min_count=min_count, specials=specials, split="characters")
 
-# %% ../nbs/03_tokenization.ipynb #85e1d081ac
+# %% ../nbs/03_tokenization.ipynb #b55094747a
 def learn_merges(
     words: Mapping[bytes, int],  # how often each word occurs
     n: int,  # how many merges
@@ -491,11 +493,10 @@ def learn_merges(
 ) -> list[tuple[bytes, bytes]]: # in the order in which they were learned; fewer than n if no pair is left
     """Byte-pair encoding (Sennrich et al. 2016, algorithm 1), over bytes, with counts that are kept up to date.
 
-    Of pairs that are equally frequent the one with the earlier symbols wins (bytes in order, then merges in order). Where two different pairs
-    make the same token, only the first is learned: so every token has one history, and encoding can replay it.
+    Of pairs that are equally frequent the one with the earlier symbols wins (bytes in order, then merges in order). No two merges make the same token.
     """
     tokens = [bytes([byte]) for byte in range(256)]
-    known = {*tokens, *taken}
+    taken = {*taken}
     spelled, weight = [list(word) for word in words], list(words.values())
     counts, where = Counter(), defaultdict(set)  # of each pair: how often it occurs, and in which words
     for w, symbols in enumerate(spelled):
@@ -513,8 +514,7 @@ def learn_merges(
             continue
         a, b = pair
         joined = tokens[a] + tokens[b]
-        if joined in known: continue
-        known.add(joined)
+        if joined in taken: continue
         new = len(tokens)
         tokens.append(joined)
         merges.append((tokens[a], tokens[b]))
@@ -543,7 +543,7 @@ def learn_merges(
             if by > 0 and counts[p] >= min_count: heapq.heappush(heap, (-counts[p], p))
     return merges
 
-# %% ../nbs/03_tokenization.ipynb #95df1392c7
+# %% ../nbs/03_tokenization.ipynb #ed5add6e74
 def _byte_letters() -> list[str]:
     "GPT-2's name for each byte: itself where it can be printed, else one of the letters from U+0100 on."
     printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -573,6 +573,8 @@ class BPE(Tokenizer):
         super().__init__(ids, [b""] * len(ids) + tokens)
         number = {token: i for i, token in enumerate(self._bytes) if token}
         if len(number) != len(tokens): raise TokenizerError("Two merges make the same token; only the first of them can be used.")
+        for name in ids:
+            if name.encode() in number: raise TokenizerError(f"{name!r} is a token of text; a special token needs another name, such as '<{name}>'.")
         try: self._pairs = {(number[a], number[b]): number[a + b] for a, b in self.merges}  # a later merge has a larger number
         except KeyError as error: raise TokenizerError(f"A merge of {error.args[0]!r}, which no earlier merge makes.") from error
         self._split, self._cache = _matcher(pattern), {}
@@ -764,7 +766,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/03_tokenization.ipynb #0137eda3da
+# %% ../nbs/03_tokenization.ipynb #ee57d9a83d
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -835,7 +837,7 @@ class SentencePieceTokenizer(Tokenizer):
         *,
         model_type: str = "unigram",  # or "bpe"
         specials: Sequence[str] = SPECIALS,  # names of special tokens, numbered from 0; the four usual ones are always there
-        character_coverage: float = 1.0,  # share of all characters that get a piece of their own; the rare rest is spelled in bytes
+        character_coverage: float = 1.0,  # 0.98 to 1: share of a text's characters that get a piece of their own; the rare rest is spelled in bytes
         threads: int = 1,  # more are faster, but then two runs may differ
         **options: Any,  # for SentencePieceTrainer.train, where the ones above are not enough
     ) -> "SentencePieceTokenizer":
@@ -843,6 +845,7 @@ class SentencePieceTokenizer(Tokenizer):
         import sentencepiece
 
         if model_type not in ("unigram", "bpe"): raise TokenizerError(f"model_type is 'unigram' or 'bpe', not {model_type!r}.")
+        if not 0.98 <= character_coverage <= 1: raise TokenizerError(f"character_coverage is between 0.98 and 1, not {character_coverage}.")
         specials = [*SPECIALS, *(name for name in _special_ids(specials) if name not in SPECIALS)]
         parts = bytearray()
 

@@ -148,7 +148,7 @@ def naive_merges(words: dict[bytes, int], n: int, min_count: int = 2) -> list[tu
         counts = Counter()
         for word, times in words.items():
             for pair in itertools.pairwise(spelled[word]): counts[pair] += times
-        counts = {pair: c for pair, c in counts.items() if c >= min_count and pair[0] + pair[1] not in order}
+        counts = {pair: c for pair, c in counts.items() if c >= min_count}
         if not counts: break
         best = min(counts, key=lambda p: (-counts[p], order.index(p[0]), order.index(p[1])))
         merges.append(best)
@@ -172,7 +172,9 @@ WORDS = st.dictionaries(st.text("abc", min_size=1, max_size=12).map(str.encode),
 @given(words=WORDS, n=st.integers(0, 30), min_count=st.integers(1, 4))
 @settings(max_examples=500)
 def test_fast_merges_are_the_naive_ones(words, n, min_count):
-    assert learn_merges(words, n, min_count) == naive_merges(words, n, min_count)
+    merges = learn_merges(words, n, min_count)
+    assert merges == naive_merges(words, n, min_count)
+    assert len({a + b for a, b in merges}) == len(merges)  # each token has one history
 
 
 @given(words=WORDS, text=st.text("abc ", max_size=150))
@@ -218,6 +220,9 @@ def test_every_character_there_is(bpe, library):
 
 
 def test_long_words_in_the_library(bpe, library):
+    runs = BPE.train(["ab" * 60] * 3, 268)  # has tokens as long as a word may be, so it matters where a longer one is cut
+    for text in ("ab" * 100, "b" + "ab" * 70, "a" * 65): assert in_library(runs).encode(text).ids == runs.encode(text)
+    assert len(runs.encode("b" + "ab" * 70)) > len(runs.encode("ab" * 64))
     for text in ("ab" * 500, "茶" * 200, "-" * 300, " " * 300 + "x", "é" * 129): assert library.encode(text).ids == bpe.encode(text)
 
 
@@ -235,9 +240,8 @@ def test_real_text_in_the_library(data_dir):
 def test_merges_that_cannot_be():
     with pytest.raises(TokenizerError, match="which no earlier merge makes"): BPE([(b"ab", b"c")])
     with pytest.raises(TokenizerError, match="Two merges make the same token"): BPE([(b"a", b"b"), (b"b", b"c"), (b"ab", b"c"), (b"a", b"bc")])
-    abc = BPE.train(["abc abc abc ab ab bc bc"] * 3, 262, specials=())
-    assert len({a + b for a, b in abc.merges}) == len(abc.merges)
-    assert b"<eos>" not in {a + b for a, b in BPE.train(["<eos>x"] * 9, 264, pattern="[^ ]+").merges}  # text must not grow a token of that name
+    assert BPE.train(["<eos>"] * 9, 263, pattern="[^ ]+").tokens("<eos>") == ["<eos", ">"]  # text must not grow a token of that name
+    with pytest.raises(TokenizerError, match="at most 263"): BPE.train(["<eos>"] * 9, 264, pattern="[^ ]+")
 
 
 # SentencePiece and its export
@@ -281,10 +285,10 @@ def test_bpe_export_on_real_text(pieces, exported):
 
 def test_names_in_a_text_stay_text_after_export():
     "A unigram model of HTML has pieces with < inside; text that spells the name of a token is still text, as its characters are known."
-    html = [f'<div class="a{n % 7}">0x4{n % 10} ABCDEF <eos> <pad></div>' for n in range(60)]
-    tokenizer = SentencePieceTokenizer.train(html, 320)
-    assert any("<" in tokenizer._show(i)[1:] or "<" in tokenizer._show(i)[:1] and len(tokenizer._show(i)) > 1 for i in range(260, 320))
-    for text in ("<0x41><eos>", "<0x4F> <pad>", "</div><0x00>"):
+    html = [f"<b>0x4{n % 10}ABCDEF</b></i></u> <eos> <pad>eospad{n}</></>" for n in range(60)]
+    tokenizer = SentencePieceTokenizer.train(html, 300)
+    assert tokenizer._json()["pre_tokenizer"] is None and "</" in tokenizer.vocab  # so the text cannot be cut at each <
+    for text in ("<0x41><eos>", "<0x4F> <pad>", "</i><0x00>"):
         assert in_library(tokenizer).encode(text).ids == tokenizer.encode(text) and not {*tokenizer.encode(text)} & set(range(4))
 
 
@@ -438,6 +442,7 @@ def test_batches(bpe, kinds):
                 assert (batch.ids[b][~batch.mask[b]] == tokenizer.pad_id).all()
                 assert batch.mask[b].tolist() == sorted(batch.mask[b].tolist(), reverse=side == "right")
             if most in (None, 100): assert tokenizer.decode_batch(batch.ids) == [tokenizer.decode(tokenizer.encode(text)) for text in texts]
+    assert bpe.encode_batch("tea").ids.tolist() == [bpe.encode("tea")]  # a text by itself is one text
     assert bpe.encode_batch([]).ids.shape == (0, 0) and bpe.encode_batch(["", ""]).ids.shape == (2, 0)
     with pytest.raises(TokenizerError, match="leaves no room"): bpe.encode_batch(["a"], 1, bos=True, eos=True)
     with pytest.raises(TokenizerError, match="side is 'left' or 'right'"): bpe.encode_batch(["a"], side="top")
@@ -574,6 +579,7 @@ MORE = r"vocab_size=9000 is more than this text allows: at most \d+"
     (lambda: SentencePieceTokenizer.train(READER, 300), r"vocab_size=300 is too small: special tokens, bytes and characters alone are \d+"),
     (lambda: WordTokenizer.train(READER, 4), "vocab_size=4 leaves no room beside 4 special tokens"),
     (lambda: SentencePieceTokenizer.train(READER, 3000, model_type="magic"), "model_type is 'unigram' or 'bpe', not 'magic'"),
+    (lambda: SentencePieceTokenizer.train(READER, 3000, character_coverage=.5), "character_coverage is between 0.98 and 1, not 0.5"),
     (lambda: WordTokenizer.train(READER, split="magic"), "split is 'words', 'characters' or 'jieba', not 'magic'"),
     (lambda: WordTokenizer(["a"], specials=("<pad>",)), "Words need <unk>"), (lambda: WordTokenizer(["a", "a"]), "Each unit must be there once"),
     (lambda: BPE(pattern="[a"), "The pattern is not a regular expression"), (lambda: BPE(pattern="(a)"), r"write \(\?:\.\.\.\)"),
@@ -582,7 +588,8 @@ MORE = r"vocab_size=9000 is more than this text allows: at most \d+"
     (lambda: BPE.train(["\ud83c"], 300), "is half a character"), (lambda: SentencePieceTokenizer.train(["\ud83c"], 300), "is half a character"),
     (lambda: ByteTokenizer().encode(b"tea"), "A text is a str, not bytes"), (lambda: ByteTokenizer().encode(None), "A text is a str, not NoneType"),
     (lambda: BPE.train([None], 300), "A text is a str, not NoneType"), (lambda: ByteTokenizer().decode(["a"]), "Ids are whole numbers"),
-    (lambda: ByteTokenizer().decode([1.5]), "Ids are whole numbers"),
+    (lambda: ByteTokenizer().decode([1.5]), "Ids are whole numbers"), (lambda: ByteTokenizer().decode(5), r"Ids come in a row, as in \[5\]"),
+    (lambda: ByteTokenizer().decode(torch.tensor(5)), "Ids come in a row"), (lambda: BPE(specials=("a",)), "'a' is a token of text"),
 ])  # fmt: skip
 def test_bad_input(call, says):
     with pytest.raises(TokenizerError, match=says): call()
