@@ -1,9 +1,9 @@
-"""How fast n-grams are counted, how well they predict WikiText-2, and what padding does to a loss.
+"""How fast n-grams are counted, what more text buys them, how well they predict WikiText-2, and what padding does to a loss.
 
     python -m benchmarks.language_models --data ../shared/data
 
 Prints tables and writes benchmarks/results/language_models.json. One thread. The data folder is described in its own README; without it
-only counting is measured, on text made here: ten million tokens of Small World, and ten million words thrown at random after Zipf's law,
+WikiText-2 is left out; the rest runs on text made here: ten million tokens of Small World, and ten million words thrown at random after Zipf's law,
 which hardly ever repeat (the worst case). Each count runs in a process of its own, so that its peak memory can be told;
 ratios are of CPU seconds (everything here has one thread), which a busy machine changes less than the clock.
 """
@@ -29,8 +29,8 @@ import psutil
 
 from benchmarks.common import best_of, machine
 from benchmarks.corpora import rounded
-from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams, evaluate
-from lmbook.small_world import WORD, SmallWorld
+from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams, evaluate, floor
+from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 
 RESULTS = Path(__file__).parent / "results" / "language_models.json"
 PACKAGES = ("numpy", "torch", "nltk")  # whose versions are noted, and of kenlm and knlm where they are
@@ -145,6 +145,25 @@ def counting(folder: Path) -> dict[str, object]:
     return out
 
 
+def more_text() -> dict[str, object]:
+    "What n-grams pay above the floor of a small Small World, against how much of it they have read."
+    world = SmallWorld(SmallWorldConfig(limit=6))
+    number: dict[str, int] = {"<bos>": 0, "<eos>": 1}
+
+    def ids(text: str) -> np.ndarray: return np.array([0, *(number.setdefault(word, len(number)) for word in WORD.findall(text)), 1])
+
+    texts = list(world.texts("test", n=200))
+    test, ground, out = [ids(text) for text in texts], floor(world, texts), {}
+    print(f"\nexcess over the floor (nats per sentence)\n{'stories':>10}" + "".join(f"{n:>8}-gram" for n in (2, 3, 5, 8)))
+    for n in (15_000, 60_000, 150_000):
+        rows = [ids(text) for text in world.texts("train", n=n)]
+        counts = count_ngrams(rows, len(number), 8)
+        models = {order: NGram.from_counts(counts, NGramConfig(order)) for order in (2, 3, 5, 8)}
+        out[str(n)] = {str(order): (evaluate(model, test).nats - ground.nats) / ground.tokens for order, model in models.items()}
+        print(f"{n:10,}" + "".join(f"{x:13.2f}" for x in out[str(n)].values()))
+    return {"floor_nats_per_sentence": ground.loss, "excess_nats_per_sentence": out}
+
+
 def wikitext(folder: Path) -> dict[str, object]:
     "Perplexity by order and smoothing. The words of all three files are the vocabulary and each line ends with <eos>, as in word_language_model."
     lines = {name: (folder / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1] for name in ("train", "valid", "test")}
@@ -244,6 +263,7 @@ def main() -> None:
     result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.language_models --data ../shared/data",
                                  "machine": machine(*packages)}
     with tempfile.TemporaryDirectory() as folder: result["counting"] = counting(Path(folder))
+    result["more_text"] = more_text()
     if data is None or not (data / "wikitext2").is_dir(): print("no folder wikitext2: give --data to measure real text")
     else: result["wikitext2"] = wikitext(data / "wikitext2")
     RESULTS.parent.mkdir(exist_ok=True)

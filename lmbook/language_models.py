@@ -100,7 +100,7 @@ class Vocabulary:
         "The whole vocabulary, for a file or a fingerprint."
         return json.dumps(self.words, ensure_ascii=False).encode()
 
-# %% ../nbs/04_language_models.ipynb #c6b4fd8a35
+# %% ../nbs/04_language_models.ipynb #2e8bfc8494
 class Level(NamedTuple):
     "The different n-grams of one length n that occur in a text, in the order of their keys."
 
@@ -109,7 +109,7 @@ class Level(NamedTuple):
     suffixes: np.ndarray  # (N,) int32: place one level below of the last n-1 words
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NGramCounts:
     "How often each sequence of up to `order` words occurs, within documents. The first word of a document counts only as context."
 
@@ -280,7 +280,7 @@ def _smooth(
     weight = np.where(full, 1, left / np.where(full, 1, unseen))
     return np.where(c > 0, np.where(full[context], c, c - off) / total, weight[context] * shorter), weight, taken
 
-# %% ../nbs/04_language_models.ipynb #6af02e5fa0
+# %% ../nbs/04_language_models.ipynb #a24b86487c
 class NGram:
     """A language model that counts: the next word given the last `order - 1`, as a table of probabilities and back-off weights.
 
@@ -364,9 +364,10 @@ class NGram:
         out = self.log_probs[0][x[:, 1:]]
         for n in range(2, min(self.order, T) + 1):
             hit, context, start = places[n - 1][:, 1:], places[n - 2][:, :-1], n - 2  # the first context of n-1 words ends at n-2
-            weight = np.where(context >= 0, self.log_backoffs[n - 2][context], np.float32(0))
-            backed = weight + (np.float32(-math.log(self.vocab_size)) if self.config.smoothing == "add_k" else out)
-            if len(self.log_probs[n - 1]): backed = np.where(hit >= 0, self.log_probs[n - 1][hit], backed)
+            backed = np.full_like(out, -math.log(self.vocab_size)) if self.config.smoothing == "add_k" else out.copy()
+            known, found = context >= 0, hit >= 0
+            backed[known] += self.log_backoffs[n - 2][context[known]]
+            backed[found] = self.log_probs[n - 1][hit[found]]
             out[:, start:] = backed[:, start:]
         return torch.from_numpy(out)
 
@@ -489,7 +490,7 @@ def _write(path: Path, data: bytes) -> None:
         os.unlink(temporary)
         raise
 
-# %% ../nbs/04_language_models.ipynb #fe6aa1aa2d
+# %% ../nbs/04_language_models.ipynb #357f189ebc
 class Estimate(NamedTuple):
     "A number and its standard error."
 
@@ -504,7 +505,7 @@ def _ratio(x: np.ndarray, y: np.ndarray) -> Estimate:
     return Estimate(float(value), float(math.sqrt(n / (n - 1) * ((x - value * y) ** 2).sum()) / y.sum()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     "What a model paid for each token of each document, and how long the documents were: `nats` over anything that was counted."
 
@@ -603,7 +604,7 @@ class Evaluation:
         more = f", {self.bits_per_byte:.3f} bits per byte" if self.document_bytes is not None else ""
         return f"Evaluation({self.loss:.3f} ± {self.standard_error:.3f} nats per token{more}; {self.tokens:,} tokens, {self.documents:,} documents)"
 
-# %% ../nbs/04_language_models.ipynb #2393b5089b
+# %% ../nbs/04_language_models.ipynb #9b58844544
 class Scorer(Protocol):
     "A model that gives log-probabilities by itself."
 
@@ -630,7 +631,7 @@ def _windows(
 def evaluate(
     model: Scorer | nn.Module | Callable[[Tensor], Any],  # has `token_log_probs`, or maps ids (B, T) to logits (B, T, V)
     documents: Iterable[str] | Iterable[Ids],  # texts, with a tokenizer; or rows of ids, which are taken as they are
-    tokenizer: Any = None,  # has `encode(text)`, `bos_id`, `eos_id`, `unk_id`
+    tokenizer: Any = None,  # has `encode(text)`; `bos_id`, `eos_id` and `unk_id` are used where it has them
     *,
     context_length: int | None = None,  # tokens that the model reads at a time, at least 2; None: the whole document
     stride: int | None = None,  # tokens by which the window moves on, from 1 to context_length - 1; None: half of it
@@ -655,13 +656,14 @@ def evaluate(
     documents, texts, unknown = list(documents), None, 0
     if any(isinstance(document, str) for document in documents):
         if tokenizer is None: raise LanguageModelError("The documents are texts: pass the model's tokenizer as well.")
-        bos_id = tokenizer.bos_id if bos_id is None else bos_id
-        eos_id = tokenizer.eos_id if eos_id is None else eos_id
+        if not all(isinstance(document, str) for document in documents): raise LanguageModelError("Some documents are texts and some are ids: evaluate them apart.")
+        bos_id = getattr(tokenizer, "bos_id", None) if bos_id is None else bos_id
+        eos_id = getattr(tokenizer, "eos_id", None) if eos_id is None else eos_id
         if bos_id is None: raise LanguageModelError("The tokenizer has no <bos> to stand before the first token. Pass bos_id= (many models use <eos>).")
         if eos and eos_id is None: raise LanguageModelError("The tokenizer has no <eos>. Pass eos_id=, or eos=False to leave the end of documents unscored.")
         texts, end = documents, [eos_id] if eos else []
         documents = [[bos_id, *tokenizer.encode(text), *end] for text in texts]
-        if tokenizer.unk_id is not None: unknown = sum(row[1:].count(tokenizer.unk_id) for row in documents)
+        if (unk_id := getattr(tokenizer, "unk_id", None)) is not None: unknown = sum(row[1:].count(unk_id) for row in documents)
     rows = [_row(document, name=f"document {i}") for i, document in enumerate(documents)]
     if not any(len(row) > 1 for row in rows): raise LanguageModelError(f"There is nothing to score in {len(rows)} documents: none has two tokens.")
     if device is None and isinstance(model, nn.Module): device = next((p.device for p in model.parameters()), None)
