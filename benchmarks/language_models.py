@@ -3,8 +3,8 @@
     python -m benchmarks.language_models --data ../shared/data
 
 Prints tables and writes benchmarks/results/language_models.json. One thread. The data folder is described in its own README; without it
-WikiText-2 is left out; the rest runs on text made here: ten million tokens of Small World, and ten million words thrown at random after Zipf's law,
-which hardly ever repeat (the worst case). Each count runs in a process of its own, so that its peak memory can be told;
+WikiText-2 is left out; the rest runs on text made here: ten million tokens of Small World, and ten million words thrown at random after
+Zipf's law, which hardly ever repeat (the worst case). Each count runs in a process of its own, so that its peak memory can be told;
 ratios are of CPU seconds (everything here has one thread), which a busy machine changes less than the clock.
 """
 
@@ -100,8 +100,10 @@ def knlm_fit(rows: list[np.ndarray], V: int, order: int) -> list[int]:
     return []
 
 
-COUNTERS = {"ours": ours, "ours, with modified Kneser-Ney": ours_and_fit, "nltk.lm.NgramCounter": nltk_counter, "Counter of tuples": dictionaries,
-            "knlm (C++), with Kneser-Ney": knlm_fit}
+COUNTERS = {
+    "ours": ours, "ours, with modified Kneser-Ney": ours_and_fit, "nltk.lm.NgramCounter": nltk_counter,
+    "Counter of tuples": dictionaries, "knlm (C++), with Kneser-Ney": knlm_fit,
+}  # fmt: skip
 
 
 def measure(name: str, path: Path, tokens: int, V: int, order: int) -> dict[str, object]:
@@ -141,7 +143,8 @@ def counting(folder: Path) -> dict[str, object]:
         print(f"\n{corpus}, vocabulary {V:,}\n{'':34}{'order':>6}{'tokens':>12}{'seconds':>9}{'of CPU':>9}{'MB more':>9}{'times ours':>12}")
         for row in rows + part:
             ratio = f"{row['times_ours']:12.1f}" if "times_ours" in row else ""
-            print(f"{row['counter']:34}{row['order']:6}{row['tokens']:12,}{row['seconds']:9.2f}{row['cpu_seconds']:9.2f}{row['peak_megabytes_above_text']:9.0f}{ratio}")
+            print(f"{row['counter']:34}{row['order']:6}{row['tokens']:12,}{row['seconds']:9.2f}{row['cpu_seconds']:9.2f}"
+                  f"{row['peak_megabytes_above_text']:9.0f}{ratio}")
     return out
 
 
@@ -165,7 +168,7 @@ def more_text() -> dict[str, object]:
 
 
 def wikitext(folder: Path) -> dict[str, object]:
-    "Perplexity by order and smoothing. The words of all three files are the vocabulary and each line ends with <eos>, as in word_language_model."
+    "Perplexity by order and smoothing. All words of the three files are the vocabulary, lines end with <eos>, as in word_language_model."
     lines = {name: (folder / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1] for name in ("train", "valid", "test")}
     words = Vocabulary.of((line for part in lines.values() for line in part), specials=("<eos>",))
     stream = {name: [[words.eos_id, *(i for line in part for i in words.encode(line, eos=True))]] for name, part in lines.items()}
@@ -173,13 +176,14 @@ def wikitext(folder: Path) -> dict[str, object]:
     counts = count_ngrams(stream["train"], words.vocab_size, 6)
     seconds = time.perf_counter() - start
     rows: dict[str, list[float]] = {}
+    settings = {"add_k": [{"k": k} for k in (.0001, .001, .01, .1, 1)], "interpolated": [{"weight": w / 10} for w in range(1, 10, 2)]}
     print(f"\nWikiText-2 (small split): {counts.tokens:,} training tokens, vocabulary {words.vocab_size:,}; counted in {seconds:.2f} s")
     print("test perplexity".ljust(24) + "".join(f"{n:>10}" for n in range(1, 7)))
     for smoothing in SMOOTHING:
         best: dict[int, float] = {}
         for order in range(1, 7):
             tried = []
-            for setting in {"add_k": [{"k": k} for k in (.0001, .001, .01, .1, 1)], "interpolated": [{"weight": w / 10} for w in range(1, 10, 2)]}.get(smoothing, [{}]):
+            for setting in settings.get(smoothing, [{}]):
                 model = NGram.from_counts(counts, NGramConfig(order, smoothing, **setting))
                 tried.append((evaluate(model, stream["valid"]).loss, -len(tried), model))
             best[order] = evaluate(min(tried)[2], stream["test"]).perplexity  # the setting is chosen on the validation file
@@ -189,11 +193,12 @@ def wikitext(folder: Path) -> dict[str, object]:
     model = NGram.fit(stream["train"], words.vocab_size, NGramConfig(5))
     test = evaluate(model, stream["test"])
     seconds_5 = time.perf_counter() - start
-    by_line = evaluate(NGram.fit([[words.eos_id, *words.encode(line, eos=True)] for line in lines["train"]], words.vocab_size, NGramConfig(5)),
-                       [[words.eos_id, *words.encode(line, eos=True)] for line in lines["test"]])
+    apart = {name: [[words.eos_id, *words.encode(line, eos=True)] for line in part] for name, part in lines.items()}
+    by_line = evaluate(NGram.fit(apart["train"], words.vocab_size, NGramConfig(5)), apart["test"])
     unseen = counts.levels[0].counts[np.array(stream["test"][0])] == 0
     out = {"training_tokens": counts.tokens, "test_tokens": test.tokens, "vocabulary": words.vocab_size, "seconds_counting": seconds,
-           "test_perplexity": rows, "seconds_fit_and_test_order_5": seconds_5, "validation_perplexity_order_5": evaluate(model, stream["valid"]).perplexity,
+           "test_perplexity": rows, "seconds_fit_and_test_order_5": seconds_5,
+           "validation_perplexity_order_5": evaluate(model, stream["valid"]).perplexity,
            "lines_as_documents_order_5": {"perplexity": by_line.perplexity, "loss": by_line.loss, "standard_error": by_line.standard_error},
            "share_of_test_tokens_never_seen_in_training": float(unseen.mean()), "lstm": LSTM}
     print(f"order 5: fitted and tested in {seconds_5:.2f} s; the LSTM: {LSTM['perplexity']} in {LSTM['seconds']} s; "
@@ -226,8 +231,8 @@ def scoring(lines: dict[str, list[str]]) -> dict[str, float]:
 
 
 def padding(words: Vocabulary, lines: dict[str, list[str]], batch: int = 64, order: int = 5) -> list[dict[str, float]]:
-    """A loss that counts padding as words. Paragraphs go into batches of 64, as long as their longest, in the order of the file or sorted by
-    length within pools of 100 batches (torchtext's BucketIterator); the model has learned on such batches that <pad> follows <pad>."""
+    """A loss that counts padding as words. Paragraphs go into batches of 64, as long as their longest, at random or sorted by length
+    within pools of 100 batches (as torchtext's BucketIterator); the model has learned on such batches that <pad> follows <pad>."""
     pad, V = words.vocab_size, words.vocab_size + 1
     print(f"\nloss with padding counted\n{'batches':16}{'padding':>9}{'honest':>9}{'reported':>10}")
     out = []
@@ -250,7 +255,8 @@ def padding(words: Vocabulary, lines: dict[str, list[str]], batch: int = 64, ord
         found = evaluate(NGram.fit(rows("train"), V, NGramConfig(order)), test)
         real = np.concatenate([row[1:] != pad for row in test])
         nats = np.concatenate(found.token_nats)
-        out.append({"batches": name, "padding": float(1 - real.mean()), "honest_loss": float(nats[real].mean()), "reported_loss": found.loss})
+        honest = float(nats[real].mean())
+        out.append({"batches": name, "padding": float(1 - real.mean()), "honest_loss": honest, "reported_loss": found.loss})
         print(f"{name:16}{out[-1]['padding']:9.1%}{out[-1]['honest_loss']:9.2f}{out[-1]['reported_loss']:10.2f}")
     return out
 
@@ -260,8 +266,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     data = parser.parse_args().data
     packages = [*PACKAGES, *(name for name in ("kenlm", "knlm") if find_spec(name))]
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.language_models --data ../shared/data",
-                                 "machine": machine(*packages)}
+    command = "python -m benchmarks.language_models --data ../shared/data"
+    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine(*packages)}
     with tempfile.TemporaryDirectory() as folder: result["counting"] = counting(Path(folder))
     result["more_text"] = more_text()
     if data is None or not (data / "wikitext2").is_dir(): print("no folder wikitext2: give --data to measure real text")

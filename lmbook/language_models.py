@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .small_world import WORD, SmallWorld, readings, replay
 
-# %% ../nbs/04_language_models.ipynb #56f9270f92
+# %% ../nbs/04_language_models.ipynb #2a685260c0
 class LanguageModelError(ValueError):
     "Something about a language model, its text or its file that the user can mend. The message says what is wrong and what to do about it."
 
@@ -36,20 +36,24 @@ Ids = Sequence[int] | np.ndarray | Tensor  # the numbers of one document's token
 
 def _row(document: Ids, vocab_size: int | None = None, name: str = "a document") -> np.ndarray: # (T,) int64
     "One document as an array. LanguageModelError if it is no row of whole numbers, or if one of them is not in the vocabulary."
-    if isinstance(document, str): raise LanguageModelError(f"{name} is a text, not ids. Encode it first, or pass the tokenizer where one is taken.")
+    if isinstance(document, str):
+        raise LanguageModelError(f"{name} is a text, not ids. Encode it first, or pass the tokenizer where one is taken.")
     try: row = np.asarray(document.detach().cpu() if isinstance(document, Tensor) else document)
     except ValueError as error: raise LanguageModelError(f"{name} is not one row of ids: {error}.") from error
     if not row.size: return np.zeros(0, dtype=np.int64)
-    if row.ndim == 0: raise LanguageModelError(f"{name} is the single number {row}. Documents are rows of ids: pass [ids] for one document.")
+    if row.ndim == 0:
+        raise LanguageModelError(f"{name} is the single number {row}. Documents are rows of ids: pass [ids] for one document.")
     if row.ndim > 1 or row.dtype.kind not in "iu":
         raise LanguageModelError(f"{name} must be one row of whole numbers, not {row.dtype} of shape {row.shape}.")
     if row.dtype != np.int64: row = row.astype(np.int64)
     if vocab_size is not None and not 0 <= (low := row.min()) <= (high := row.max()) < vocab_size:
         bad = low if low < 0 else high
-        raise LanguageModelError(f"{name} holds the id {bad}, but ids run from 0 to {vocab_size - 1}. Is this the right tokenizer (or vocab_size)?")
+        raise LanguageModelError(
+            f"{name} holds the id {bad}, but ids run from 0 to {vocab_size - 1}. Is this the right tokenizer (or vocab_size)?"
+        )
     return row
 
-# %% ../nbs/04_language_models.ipynb #143c9aa055
+# %% ../nbs/04_language_models.ipynb #0526f7070a
 class Vocabulary:
     """Words that somebody else has cut already, separated by white space, and their ids: a tokenizer for tokenized text.
 
@@ -89,7 +93,10 @@ class Vocabulary:
         "The ids of the words of a text. LanguageModelError for an unknown word if there is no <unk>."
         words = ["<bos>"] * bos + text.split() + ["<eos>"] * eos
         ids = [self._number.get(word, self.unk_id) for word in words]
-        if None in ids: raise LanguageModelError(f"{words[ids.index(None)]!r} is not in the vocabulary, and there is no <unk> for it: add <unk> to the words.")
+        if None in ids:
+            raise LanguageModelError(
+                f"{words[ids.index(None)]!r} is not in the vocabulary, and there is no <unk> for it: add <unk> to the words."
+            )
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -100,7 +107,7 @@ class Vocabulary:
         "The whole vocabulary, for a file or a fingerprint."
         return json.dumps(self.words, ensure_ascii=False).encode()
 
-# %% ../nbs/04_language_models.ipynb #2e8bfc8494
+# %% ../nbs/04_language_models.ipynb #e434a2b581
 class Level(NamedTuple):
     "The different n-grams of one length n that occur in a text, in the order of their keys."
 
@@ -137,7 +144,7 @@ class NGramCounts:
     def seen(
         self,
         ids: np.ndarray,  # (B, T) int64
-    ) -> list[np.ndarray]: # for n = 1, 2, ...: (B, T) int64, the place in level n of the n words that end here, or -1 if they never occurred
+    ) -> list[np.ndarray]: # for n = 1, 2, ...: (B, T) int64, the place in level n of the n words that end here, -1: never seen
         "Look up every n-gram of some rows of words."
         return _places([level.keys for level in self.levels], ids, self.vocab_size)
 
@@ -185,9 +192,12 @@ def count_ngrams(
     rows = [row for i, document in enumerate(documents) if len(row := _row(document, name=f"document {i}"))]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     tokens = int(lengths.sum() - len(rows))
-    if len(lengths) and lengths.sum() >= 2**31: raise LanguageModelError("More than two thousand million tokens: count them in parts, or with lmplz, on disk.")
+    if len(lengths) and lengths.sum() >= 2**31:
+        raise LanguageModelError("More than two thousand million tokens: count them in parts, or with lmplz, on disk.")
     if not tokens:
-        raise LanguageModelError(f"There is nothing to count: {len(rows)} documents, none with two tokens. An iterator that was read before is empty.")
+        raise LanguageModelError(
+            f"There is nothing to count: {len(rows)} documents, none with two tokens. An iterator that was read before is empty."
+        )
     ids = np.concatenate(rows)
     _row(ids, vocab_size, "the text")
     del rows
@@ -208,7 +218,7 @@ def count_ngrams(
         place[at] = np.cumsum(new) - 1
     return NGramCounts(tuple(levels), vocab_size, tokens)
 
-# %% ../nbs/04_language_models.ipynb #0ccea3d969
+# %% ../nbs/04_language_models.ipynb #17dc3bcb06
 SMOOTHING = ("add_k", "interpolated", "witten_bell", "absolute", "backoff", "kneser_ney", "modified_kneser_ney")
 
 
@@ -223,10 +233,12 @@ class NGramConfig:
     discount: float | tuple[float, float, float] | None = None  # off each count (three: off 1, 2, and more); None: estimated at each order
 
     def __post_init__(self) -> None:
-        if not isinstance(self.order, int) or self.order < 1: raise LanguageModelError(f"order={self.order!r}: an n-gram has at least 1 word.")
+        if not isinstance(self.order, int) or self.order < 1:
+            raise LanguageModelError(f"order={self.order!r}: an n-gram has at least 1 word.")
         if self.smoothing not in SMOOTHING:
             raise LanguageModelError(f"There is no smoothing {self.smoothing!r}. Choose one of: {', '.join(SMOOTHING)}.")
-        if not 0 < self.k < math.inf: raise LanguageModelError(f"k={self.k}: imagined occurrences must be more than 0, or what is unseen is impossible.")
+        if not 0 < self.k < math.inf:
+            raise LanguageModelError(f"k={self.k}: imagined occurrences must be more than 0, or what is unseen is impossible.")
         if not 0 < self.weight < 1: raise LanguageModelError(f"weight={self.weight} must lie between 0 and 1, both excluded.")
         if self.discount is not None:
             three = self.smoothing == "modified_kneser_ney"
@@ -252,7 +264,7 @@ def estimate_discounts(
     found = tuple(r - (r + 1) * y * n[r] / n[r - 1] for r in (1, 2, 3))
     return found if all(0 < d <= r for r, d in enumerate(found, 1)) else (.5, 1., 1.5)
 
-# %% ../nbs/04_language_models.ipynb #b4a0c91de8
+# %% ../nbs/04_language_models.ipynb #f2bd2f32c1
 def _smooth(
     config: NGramConfig,
     c: np.ndarray,  # (N,) float64: counts of the n-grams, above 0 but for single words
@@ -265,7 +277,8 @@ def _smooth(
     total = sums[context]
     size, rest = len(sums), np.where(sums > 0, sums, 1)
     if config.smoothing == "add_k": return (c + config.k) / (total + config.k * V), config.k * V / (sums + config.k * V), ()
-    if config.smoothing == "interpolated": return config.weight * c / total + (1 - config.weight) * shorter, np.full(size, 1 - config.weight), ()
+    if config.smoothing == "interpolated":
+        return config.weight * c / total + (1 - config.weight) * shorter, np.full(size, 1 - config.weight), ()
     if config.smoothing == "witten_bell":  # one occurrence more for each different word that followed
         kinds = np.bincount(context[c > 0], minlength=size).astype(float)
         return (c + kinds[context] * shorter) / (total + kinds[context]), kinds / np.maximum(sums + kinds, 1), ()
@@ -275,12 +288,12 @@ def _smooth(
     off = np.array([0, *taken])[np.minimum(c, len(taken)).astype(int)]
     left = np.bincount(context, weights=off, minlength=size) / rest
     if config.smoothing != "backoff": return (c - off) / total + left[context] * shorter, left, taken
-    unseen = 1 - np.bincount(context, weights=np.where(c > 0, shorter, 0), minlength=size)  # what the shorter context gives to words unseen here
+    unseen = 1 - np.bincount(context, weights=np.where(c > 0, shorter, 0), minlength=size)  # what the shorter context has for them
     full = unseen < 1e-9  # nothing is unseen: nothing need be kept for it
     weight = np.where(full, 1, left / np.where(full, 1, unseen))
     return np.where(c > 0, np.where(full[context], c, c - off) / total, weight[context] * shorter), weight, taken
 
-# %% ../nbs/04_language_models.ipynb #a24b86487c
+# %% ../nbs/04_language_models.ipynb #68555521d0
 class NGram:
     """A language model that counts: the next word given the last `order - 1`, as a table of probabilities and back-off weights.
 
@@ -293,7 +306,7 @@ class NGram:
         config: NGramConfig,
         keys: Sequence[np.ndarray],  # for each n the keys of the n-grams, as in `Level`
         log_probs: Sequence[np.ndarray],  # for each n and n-gram: log-probability (nats) of its last word after the others, float32
-        log_backoffs: Sequence[np.ndarray],  # for each n < order and n-gram: log weight of the shorter context where a word was not seen after it
+        log_backoffs: Sequence[np.ndarray],  # for each n < order and n-gram: log weight of the shorter context for words not seen after it
         discounts: Sequence[tuple[float, ...]] = (),  # what was taken off the counts at each n
     ):
         self.config, self.keys, self.log_probs, self.log_backoffs = config, list(keys), list(log_probs), list(log_backoffs)
@@ -316,7 +329,8 @@ class NGram:
         config: NGramConfig = NGramConfig(),
     ) -> "NGram":
         "Make probabilities of counts: several models from one count."
-        if config.order > counts.order: raise LanguageModelError(f"order={config.order}, but only n-grams of up to {counts.order} words were counted.")
+        if config.order > counts.order:
+            raise LanguageModelError(f"order={config.order}, but only n-grams of up to {counts.order} words were counted.")
         levels, V = counts.levels[: config.order], counts.vocab_size
         log_probs, log_backoffs, discounts = [], [], []
         shorter = np.full(1, 1 / V)  # below a single word: all are equally probable
@@ -349,7 +363,8 @@ class NGram:
         "Memory that the table takes."
         return sum(array.nbytes for array in (*self.keys, *self.log_probs, *self.log_backoffs))
 
-    def __repr__(self) -> str: return f"NGram({self.config.smoothing}, n-grams of 1 to {self.order} words: {' + '.join(f'{n:,}' for n in self.sizes)})"
+    def __repr__(self) -> str:
+        return f"NGram({self.config.smoothing}, n-grams of 1 to {self.order} words: {' + '.join(f'{n:,}' for n in self.sizes)})"
 
     def token_log_probs(
         self,
@@ -357,7 +372,8 @@ class NGram:
     ) -> Tensor: # (B, T-1) float32
         "Log-probability (nats) of each id but the first of each row, given those before it in the row."
         x = np.asarray(ids.detach().cpu() if isinstance(ids, Tensor) else ids)
-        if x.ndim != 2 or not x.shape[1]: raise LanguageModelError(f"ids must have the shape (B, T) with T at least 1, not {x.shape}. One row: [ids].")
+        if x.ndim != 2 or not x.shape[1]:
+            raise LanguageModelError(f"ids must have the shape (B, T) with T at least 1, not {x.shape}. One row: [ids].")
         B, T = x.shape
         x = _row(x.ravel(), self.vocab_size, "ids").reshape(B, T)
         places = _places(self.keys, x, self.vocab_size)
@@ -399,7 +415,8 @@ class NGram:
         generator: torch.Generator | None = None,  # on the CPU
     ) -> list[int]: # the new ids
         "Draw a continuation, one id at a time."
-        if temperature <= 0: raise LanguageModelError(f"temperature={temperature} must be above 0; close to 0 the likeliest word is always drawn.")
+        if temperature <= 0:
+            raise LanguageModelError(f"temperature={temperature} must be above 0; close to 0 the likeliest word is always drawn.")
         past, new = _row(context, self.vocab_size, "context").tolist(), []
         while len(new) < n and (not new or new[-1] != stop_id):
             log_p = self.next_log_probs(past[max(0, len(past) - self.order + 1) :]).double() / temperature
@@ -436,15 +453,23 @@ class NGram:
         try:
             with safe_open(path, "numpy") as file:
                 about, arrays = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error: raise LanguageModelError(f"{path} is not a whole safetensors file ({error}). Save the model again.") from error
-        if about.get("format") != FORMAT: raise LanguageModelError(f"{path} is a safetensors file, but not an n-gram model of this library ({FORMAT}).")
-        lists = {name: [arrays[f"{name}.{n}"] for n in range(1, len(arrays) + 1) if f"{name}.{n}" in arrays] for name in ("keys", "log_probs", "log_backoffs")}
-        model = cls(NGramConfig(**json.loads(about["config"])), **lists, discounts=json.loads(about["discounts"]))
+        except SafetensorError as error:
+            raise LanguageModelError(f"{path} is not a whole safetensors file ({error}). Save the model again.") from error
+        if about.get("format") != FORMAT:
+            raise LanguageModelError(f"{path} is a safetensors file, but not an n-gram model of this library ({FORMAT}).")
+        config, lists = NGramConfig(**json.loads(about["config"])), {"keys": [], "log_probs": [], "log_backoffs": []}
+        for n in range(1, config.order + 1):
+            for name, found in lists.items(): found += [arrays[f"{name}.{n}"]] if f"{name}.{n}" in arrays else []
+        model = cls(config, **lists, discounts=json.loads(about["discounts"]))
         if tokenizer is not None:
             if tokenizer.vocab_size != model.vocab_size:
-                raise LanguageModelError(f"{path} has {model.vocab_size} words, the tokenizer {tokenizer.vocab_size}. Load the tokenizer it was fitted with.")
+                raise LanguageModelError(
+                    f"{path} has {model.vocab_size} words, the tokenizer {tokenizer.vocab_size}. Load the tokenizer it was fitted with."
+                )
             if about.get("tokenizer", (own := _fingerprint(tokenizer))) != own:
-                raise LanguageModelError(f"{path} was fitted with another tokenizer of the same size; its ids mean other words. Load that one.")
+                raise LanguageModelError(
+                    f"{path} was fitted with another tokenizer of the same size; its ids mean other words. Load that one."
+                )
         return model
 
     def write_arpa(
@@ -453,7 +478,8 @@ class NGram:
         words: Sequence[str],  # the name of each id; without white space. Other tools expect <s>, </s> and <unk> for the special ones
     ) -> None:
         "Write the table in the ARPA format, which KenLM, SRILM and others read."
-        if self.config.smoothing == "add_k": raise LanguageModelError("add_k is no back-off model, so ARPA cannot hold it. Choose another smoothing.")
+        if self.config.smoothing == "add_k":
+            raise LanguageModelError("add_k is no back-off model, so ARPA cannot hold it. Choose another smoothing.")
         if len(words) != self.vocab_size: raise LanguageModelError(f"{len(words)} names for {self.vocab_size} words: give each id one.")
         if len(set(words)) < len(words) or any(len(word.split()) != 1 or word != word.strip() for word in words):
             raise LanguageModelError("Names in an ARPA file must be different, not empty and without white space.")
@@ -490,7 +516,7 @@ def _write(path: Path, data: bytes) -> None:
         os.unlink(temporary)
         raise
 
-# %% ../nbs/04_language_models.ipynb #357f189ebc
+# %% ../nbs/04_language_models.ipynb #c1ed4d0bb5
 class Estimate(NamedTuple):
     "A number and its standard error."
 
@@ -594,7 +620,8 @@ class Evaluation:
         per: str = "tokens",  # of this evaluation; or "characters", "bytes", "documents"
     ) -> Estimate: # nats per unit
         "How much more this model paid than another. Documents are compared in pairs, so the error is that of the difference."
-        if other.documents != self.documents: raise LanguageModelError(f"{self.documents} documents against {other.documents}: evaluate both on the same.")
+        if other.documents != self.documents:
+            raise LanguageModelError(f"{self.documents} documents against {other.documents}: evaluate both on the same.")
         ours, theirs = self.document_bytes, other.document_bytes
         if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
             raise LanguageModelError("The documents differ in length, so they are not the same ones, or not in the same order.")
@@ -602,9 +629,10 @@ class Evaluation:
 
     def __repr__(self) -> str:
         more = f", {self.bits_per_byte:.3f} bits per byte" if self.document_bytes is not None else ""
-        return f"Evaluation({self.loss:.3f} ± {self.standard_error:.3f} nats per token{more}; {self.tokens:,} tokens, {self.documents:,} documents)"
+        loss = f"{self.loss:.3f} ± {self.standard_error:.3f} nats per token"
+        return f"Evaluation({loss}{more}; {self.tokens:,} tokens, {self.documents:,} documents)"
 
-# %% ../nbs/04_language_models.ipynb #9b58844544
+# %% ../nbs/04_language_models.ipynb #235a6d659f
 class Scorer(Protocol):
     "A model that gives log-probabilities by itself."
 
@@ -644,28 +672,35 @@ def evaluate(
     """Score a language model: every token of every document exactly once, none of them twice, each with enough context.
 
     The first id of a row is context (`<bos>`), all others are scored. In a document longer than the window each token has at least
-    context_length - stride tokens before it to look at. Padding goes behind the tokens, where a causal model does not see it, and is not scored.
-    A module is put into eval mode and back. Raises LanguageModelError for documents without tokens, for logits that do not fit, and for NaN.
+    context_length - stride tokens before it to look at. Padding goes behind the tokens, where a causal model does not see it, and is not
+    scored. A module is put into eval mode and back. Raises LanguageModelError for no tokens, for logits that do not fit, and for NaN.
     """
-    if context_length is not None and context_length < 2: raise LanguageModelError(f"context_length={context_length}: at least 2, one to read and one to predict.")
+    if context_length is not None and context_length < 2:
+        raise LanguageModelError(f"context_length={context_length}: at least 2, one to read and one to predict.")
     step = context_length // 2 if stride is None and context_length else 1 if stride is None else stride
     if step < 1 or context_length is not None and step >= context_length:
-        raise LanguageModelError(f"stride={stride} must be at least 1 and below context_length={context_length}, or tokens would have no context.")
+        raise LanguageModelError(
+            f"stride={stride} must be at least 1 and below context_length={context_length}, or tokens would have no context."
+        )
     if batch_size < 1: raise LanguageModelError(f"batch_size={batch_size} must be at least 1.")
     if isinstance(documents, str): raise LanguageModelError("documents is a single text. Pass [text] for one document.")
     documents, texts, unknown = list(documents), None, 0
     if any(isinstance(document, str) for document in documents):
         if tokenizer is None: raise LanguageModelError("The documents are texts: pass the model's tokenizer as well.")
-        if not all(isinstance(document, str) for document in documents): raise LanguageModelError("Some documents are texts and some are ids: evaluate them apart.")
+        if not all(isinstance(document, str) for document in documents):
+            raise LanguageModelError("Some documents are texts and some are ids: evaluate them apart.")
         bos_id = getattr(tokenizer, "bos_id", None) if bos_id is None else bos_id
         eos_id = getattr(tokenizer, "eos_id", None) if eos_id is None else eos_id
-        if bos_id is None: raise LanguageModelError("The tokenizer has no <bos> to stand before the first token. Pass bos_id= (many models use <eos>).")
-        if eos and eos_id is None: raise LanguageModelError("The tokenizer has no <eos>. Pass eos_id=, or eos=False to leave the end of documents unscored.")
+        if bos_id is None:
+            raise LanguageModelError("The tokenizer has no <bos> to stand before the first token. Pass bos_id= (many models use <eos>).")
+        if eos and eos_id is None:
+            raise LanguageModelError("The tokenizer has no <eos>. Pass eos_id=, or eos=False to leave the end of documents unscored.")
         texts, end = documents, [eos_id] if eos else []
         documents = [[bos_id, *tokenizer.encode(text), *end] for text in texts]
         if (unk_id := getattr(tokenizer, "unk_id", None)) is not None: unknown = sum(row[1:].count(unk_id) for row in documents)
     rows = [_row(document, name=f"document {i}") for i, document in enumerate(documents)]
-    if not any(len(row) > 1 for row in rows): raise LanguageModelError(f"There is nothing to score in {len(rows)} documents: none has two tokens.")
+    if not any(len(row) > 1 for row in rows):
+        raise LanguageModelError(f"There is nothing to score in {len(rows)} documents: none has two tokens.")
     if device is None and isinstance(model, nn.Module): device = next((p.device for p in model.parameters()), None)
     losses = [np.zeros(max(0, len(row) - 1)) for row in rows]
     windows = [(d, *window) for d, row in enumerate(rows) if len(row) > 1 for window in _windows(len(row), context_length, step)]
@@ -679,11 +714,13 @@ def evaluate(
                 ids = np.zeros((len(batch), max(end - begin for _, begin, end, _ in batch)), dtype=np.int64)
                 for row, (d, begin, end, _) in zip(ids, batch): row[: end - begin] = rows[d][begin:end]
                 log_p = _log_probs(model, torch.from_numpy(ids).to(device)).double().cpu().numpy()
-                for row, (d, begin, end, scored) in zip(log_p, batch): losses[d][scored - 1 : end - 1] = -row[scored - begin - 1 : end - begin - 1]
+                for row, (d, begin, end, scored) in zip(log_p, batch):
+                    losses[d][scored - 1 : end - 1] = -row[scored - begin - 1 : end - begin - 1]
     finally:
         if training: model.train()
     for d, nats in enumerate(losses):
-        if np.isnan(nats).any(): raise LanguageModelError(f"The model gives NaN for token {int(np.isnan(nats).argmax()) + 1} of document {d}.")
+        if np.isnan(nats).any():
+            raise LanguageModelError(f"The model gives NaN for token {int(np.isnan(nats).argmax()) + 1} of document {d}.")
     if texts is None: return Evaluation(tuple(losses))
     return Evaluation(tuple(losses), np.array([len(text) for text in texts]), np.array([len(text.encode()) for text in texts]), unknown)
 
@@ -692,7 +729,8 @@ def _log_probs(model: Any, ids: Tensor) -> Tensor: # (B, T-1)
     "Log-probabilities of all ids but the first, from either kind of model."
     if hasattr(model, "token_log_probs"):
         out = model.token_log_probs(ids)
-        if out.shape != (len(ids), ids.shape[1] - 1): raise LanguageModelError(f"token_log_probs gave {tuple(out.shape)} for ids {tuple(ids.shape)}.")
+        if out.shape != (len(ids), ids.shape[1] - 1):
+            raise LanguageModelError(f"token_log_probs gave {tuple(out.shape)} for ids {tuple(ids.shape)}.")
         return out
     out = model(ids)
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
@@ -700,23 +738,28 @@ def _log_probs(model: Any, ids: Tensor) -> Tensor: # (B, T-1)
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise LanguageModelError(f"The model must give logits (B, T, V) for ids {tuple(ids.shape)}, not {found}.")
     if (most := int(ids.max())) >= logits.shape[2]:
-        raise LanguageModelError(f"The documents hold the id {most}, the model knows {logits.shape[2]} tokens. Is this the model's tokenizer?")
+        raise LanguageModelError(
+            f"The documents hold the id {most}, the model knows {logits.shape[2]} tokens. Is this the model's tokenizer?"
+        )
     return -F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
 
-# %% ../nbs/04_language_models.ipynb #67a014b5c4
+# %% ../nbs/04_language_models.ipynb #3f87a411bc
 def floor(
     world: SmallWorld,
     texts: Iterable[str],  # stories of this world
     lang: str = "en",  # or "zh"
 ) -> Evaluation: # its tokens are whole sentences
-    "What the grammar itself pays for texts of Small World, exactly. No model pays less on average. LanguageModelError if it did not write a text."
+    "What the grammar itself pays for texts of Small World: no model pays less on average. LanguageModelError for a text of another."
     texts = list(texts)
     scored = [world.sentence_log_probs(text, lang) for text in texts]
-    if None in scored: raise LanguageModelError(f"Text {scored.index(None)} is not of this world (other settings, or changed?): {texts[scored.index(None)][:60]!r}")
+    if None in scored:
+        raise LanguageModelError(
+            f"Text {scored.index(None)} is not of this world (other settings, or changed?): {texts[scored.index(None)][:60]!r}"
+        )
     nats = tuple(-np.array(sentences) for sentences in scored)
     return Evaluation(nats, np.array([len(text) for text in texts]), np.array([len(text.encode()) for text in texts]))
 
-# %% ../nbs/04_language_models.ipynb #a0ed3160ec
+# %% ../nbs/04_language_models.ipynb #8c0a9dad6f
 class Dependency(NamedTuple):
     "A place in a story of Small World where an earlier word decides what comes next."
 
@@ -750,13 +793,15 @@ def dependencies(
             pair = ("is", "are") if found[2] in ("is", "are") else ("was", "were")
             add("agreement", found.start(2), sorted(pair, key=lambda o: o != found[2]), text.rfind(" ", 0, found.end(1)) + 1)  # noqa: B023
         she, he = (("she", "he"), ("he", "she"))[hero["gender"] == "m"]
-        tells = [m.start() for m in re.finditer(rf"\b(?:{hero['en']}|{she}|{hero['gender.her']}|{hero['gender.him']})\b", text, re.IGNORECASE)]
+        tell = rf"\b(?:{hero['en']}|{she}|{hero['gender.her']}|{hero['gender.him']})\b"
+        tells = [found.start() for found in re.finditer(tell, text, re.IGNORECASE)]
         for found in re.finditer(rf"\b{she}\b", text, re.IGNORECASE):
             options = (she, he) if found[0] == she else (she.capitalize(), he.capitalize())
             add("pronoun", found.start(), options, max(t for t in tells if t < found.start()))
         if "box" in variables:
             box = variables["box"]["en"]
-            spots = [row["en"] for row in world.grammar.lexicon["spot"] if row["topic"] == topic and row["half"] == "a"][: world.config.limit]
+            rows = [row for row in world.grammar.lexicon["spot"] if row["topic"] == topic and row["half"] == "a"]
+            spots = [row["en"] for row in rows][: world.config.limit]
             hidden, *later = (m.start() for m in re.finditer(rf"\b{box}\b", text))
             for at in later: add("place", at, [box, *(spot for spot in spots if spot != box)], hidden)
     return out
@@ -773,7 +818,8 @@ def choice_nats(
     rows = [[tokenizer.bos_id, *tokenizer.encode(place.prefix + option)] for place in places for option in place.options]
     owner = np.repeat(np.arange(len(places)), [len(place.options) for place in places])
     for row, i in zip(rows, owner):
-        if row[: len(starts[i])] != starts[i]: raise LanguageModelError(f"The tokenizer joins the option to what precedes it: {places[i].prefix[-30:]!r}")
+        if row[: len(starts[i])] != starts[i]:
+            raise LanguageModelError(f"The tokenizer joins the option to what precedes it: {places[i].prefix[-30:]!r}")
     nats = evaluate(model, rows, batch_size=batch_size).token_nats
     score = np.array([-n[len(starts[i]) - 1 :].sum() for n, i in zip(nats, owner)])
     first = np.searchsorted(owner, np.arange(len(places)))

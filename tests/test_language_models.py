@@ -122,9 +122,9 @@ def test_long_keys_sort_too():
 @pytest.mark.parametrize(("documents", "V", "order", "says"), [
     ([], 5, 2, "nothing to count: 0 documents"), ([[], [3]], 5, 2, "nothing to count: 1 documents"), (iter(()), 5, 2, "read before"),
     ([[0, 1, 5]], 5, 2, "holds the id 5, but ids run from 0 to 4"), ([[0, -1, 2]], 5, 2, "holds the id -1"), ([[0, 1]], 5, 0, "order=0"),
-    ([0, 1, 2], 5, 2, "document 0 is the single number 0"), ([[0, 1.5]], 5, 2, "whole numbers, not float64"), ("abc", 5, 2, "a single text"),
-    (["abc"], 5, 2, "document 0 is a text"), ([[[0, 1], [1, 2]]], 5, 2, "shape (2, 2)"), ([[0, [1]]], 5, 2, "not one row"), ([[0, 1]], 0, 2, "vocab_size=0"),
-    ([["a", "b"]], 5, 2, "whole numbers, not <U1"),
+    ([0, 1, 2], 5, 2, "document 0 is the single number 0"), ([[0, 1.5]], 5, 2, "whole numbers, not float64"),
+    ("abc", 5, 2, "a single text"), (["abc"], 5, 2, "document 0 is a text"), ([[[0, 1], [1, 2]]], 5, 2, "shape (2, 2)"),
+    ([[0, [1]]], 5, 2, "not one row"), ([[0, 1]], 0, 2, "vocab_size=0"), ([["a", "b"]], 5, 2, "whole numbers, not <U1"),
 ])  # fmt: skip
 def test_bad_corpora_say_what_is_wrong(documents, V, order, says): assert says in message(count_ngrams, documents, V, order)
 
@@ -231,7 +231,8 @@ def test_fixed_discounts_are_used():
 
 def test_backoff_gives_seen_words_nothing_from_below():
     rows = corpus(n=20)
-    model, followers = NGram.fit(rows, 12, NGramConfig(2, "backoff", discount=.5)), Counter(b for row in rows for a, b in zip(row, row[1:]) if a == 5)
+    model = NGram.fit(rows, 12, NGramConfig(2, "backoff", discount=.5))
+    followers = Counter(b for row in rows for a, b in zip(row, row[1:]) if a == 5)
     assert 0 < len(followers) < 12
     p = model.next_log_probs([5]).exp()
     for w, c in followers.items(): assert p[w].item() == pytest.approx((c - .5) / followers.total(), rel=1e-5)
@@ -242,7 +243,8 @@ def test_backoff_gives_seen_words_nothing_from_below():
 
 def test_a_context_after_which_everything_was_seen():
     rows = [[a, b] for a in range(3) for b in range(3) for _ in range(1 + a + b)]
-    for smoothing in SMOOTHING: assert abs(NGram.fit(rows, 3, NGramConfig(2, smoothing)).next_log_probs([1]).double().exp().sum() - 1) < 1e-6
+    for smoothing in SMOOTHING:
+        assert abs(NGram.fit(rows, 3, NGramConfig(2, smoothing)).next_log_probs([1]).double().exp().sum() - 1) < 1e-6
     p = NGram.fit(rows, 3, NGramConfig(2, "backoff")).next_log_probs([1]).exp()
     torch.testing.assert_close(p, torch.tensor([2., 3., 4.]) / 9)  # nothing is unseen, so nothing is kept for it
 
@@ -256,9 +258,10 @@ def test_more_context_than_the_order_changes_nothing():
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ({"order": 0}, "order=0"), ({"order": 2.5}, "order=2.5"), ({"smoothing": "laplace"}, "Choose one of: add_k"), ({"k": 0}, "k=0"), ({"k": math.nan}, "k=nan"),
-    ({"weight": 1}, "weight=1"), ({"weight": 0.}, "weight=0"), ({"discount": .5}, "takes three numbers"), ({"discount": (.5, 1, 4)}, "takes three numbers"),
-    ({"smoothing": "absolute", "discount": 1.5}, "takes one number"), ({"smoothing": "kneser_ney", "discount": (.5, 1, 1.5)}, "takes one number"),
+    ({"order": 0}, "order=0"), ({"order": 2.5}, "order=2.5"), ({"smoothing": "laplace"}, "Choose one of: add_k"), ({"k": 0}, "k=0"),
+    ({"k": math.nan}, "k=nan"), ({"weight": 1}, "weight=1"), ({"weight": 0.}, "weight=0"), ({"discount": .5}, "takes three numbers"),
+    ({"discount": (.5, 1, 4)}, "takes three numbers"), ({"smoothing": "absolute", "discount": 1.5}, "takes one number"),
+    ({"smoothing": "kneser_ney", "discount": (.5, 1, 1.5)}, "takes one number"),
 ])  # fmt: skip
 def test_bad_settings_say_what_is_wrong(options, says): assert says in message(NGramConfig, **options)
 
@@ -352,7 +355,8 @@ def test_knlm_estimates_the_same_bigrams():
 def test_arpa_refuses_what_it_cannot_hold(tmp_path):
     model = NGram.fit([[0, 1, 2]], 3, NGramConfig(2))
     assert "2 names for 3 words" in message(model.write_arpa, tmp_path / "a", ["x", "y"])
-    for names in (["x", "x", "y"], ["x", "a b", "y"], ["x", "", "y"], ["x", " y", "z"]): assert "without white space" in message(model.write_arpa, tmp_path / "a", names)
+    for names in (["x", "x", "y"], ["x", "a b", "y"], ["x", "", "y"], ["x", " y", "z"]):
+        assert "without white space" in message(model.write_arpa, tmp_path / "a", names)
     assert "no back-off model" in message(NGram.fit([[0, 1, 2]], 3, NGramConfig(2, "add_k")).write_arpa, tmp_path / "a", ["x", "y", "z"])
     assert not list(tmp_path.iterdir())
 
@@ -457,7 +461,8 @@ def network(seed: int = 0) -> Network:
 def alone(model: nn.Module, row: list[int]) -> np.ndarray:
     "The losses of one document in one pass."
     model.eval()
-    with torch.no_grad(): return nn.functional.cross_entropy(model(torch.tensor([row]))[0, :-1], torch.tensor(row[1:]), reduction="none").double().numpy()
+    with torch.no_grad():
+        return nn.functional.cross_entropy(model(torch.tensor([row]))[0, :-1], torch.tensor(row[1:]), reduction="none").double().numpy()
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
@@ -488,7 +493,8 @@ def test_a_window_is_what_the_model_would_say_of_it():
     row = (row * 3)[:40]
     found = evaluate(model, [row], context_length=10, stride=4).token_nats[0]
     want = np.zeros(39)
-    for begin, end, first in language_models._windows(40, 10, 4): want[first - 1 : end - 1] = alone(model, row[begin:end])[first - begin - 1 :]
+    for begin, end, first in language_models._windows(40, 10, 4):
+        want[first - 1 : end - 1] = alone(model, row[begin:end])[first - begin - 1 :]
     np.testing.assert_allclose(found, want, atol=1e-5)
     assert not np.allclose(found, alone(model, row), atol=1e-3)  # the short window does matter to this model
 
@@ -502,7 +508,8 @@ def test_evaluation_counts_text_exactly():
     assert found.document_tokens.tolist() == [5, 3, 1, 4] and found.unknown == 1
     rows = [words.encode(text, bos=True, eos=True) for text in texts]
     assert found.nats == pytest.approx(-sum(model.token_log_probs([row]).sum().item() for row in rows), rel=1e-6)
-    assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / found.bytes) and found.perplexity == pytest.approx(math.exp(found.nats / 13))
+    assert found.bits_per_byte == pytest.approx(found.nats / math.log(2) / found.bytes)
+    assert found.perplexity == pytest.approx(math.exp(found.nats / 13))
     assert found.bits_per_character == pytest.approx(found.nats / math.log(2) / found.characters)
     assert evaluate(model, texts, words, eos=False).document_tokens.tolist() == [4, 2, 0, 3]
     assert "bits per byte" in repr(found)
@@ -533,12 +540,16 @@ def test_the_training_flag_and_gradients_are_as_before():
 
 
 @pytest.mark.parametrize(("model", "documents", "options", "says"), [
-    (network(), [], {}, "nothing to score in 0 documents"), (network(), [[3], []], {}, "none has two tokens"), (network(), ["text"], {}, "pass the model's tokenizer"),
-    (network(), "text", {}, "a single text"), (network(), [[0, 1]], {"context_length": 1}, "context_length=1"), (network(), [[0, 1]], {"context_length": 4, "stride": 4}, "stride=4"),
-    (network(), [[0, 1]], {"stride": 0}, "stride=0"), (network(), [[0, 1]], {"batch_size": 0}, "batch_size=0"), (lambda ids: ids, [[0, 1]], {}, "must give logits (B, T, V)"),
-    (lambda ids: torch.zeros(*ids.shape, 3), [[0, 7]], {}, "the id 7, the model knows 3 tokens"), (lambda ids: "no", [[0, 1]], {}, "not str"),
+    (network(), [], {}, "nothing to score in 0 documents"), (network(), [[3], []], {}, "none has two tokens"),
+    (network(), ["text"], {}, "pass the model's tokenizer"), (network(), "text", {}, "a single text"),
+    (network(), [[0, 1]], {"context_length": 1}, "context_length=1"),
+    (network(), [[0, 1]], {"context_length": 4, "stride": 4}, "stride=4"), (network(), [[0, 1]], {"stride": 0}, "stride=0"),
+    (network(), [[0, 1]], {"batch_size": 0}, "batch_size=0"), (lambda ids: ids, [[0, 1]], {}, "must give logits (B, T, V)"),
+    (lambda ids: torch.zeros(*ids.shape, 3), [[0, 7]], {}, "the id 7, the model knows 3 tokens"),
+    (lambda ids: "no", [[0, 1]], {}, "not str"),
     (lambda ids: torch.full((*ids.shape, 12), torch.nan), [[0, 1, 2]], {}, "NaN for token 1 of document 0"),
-    (SimpleNamespace(token_log_probs=lambda ids: torch.zeros(ids.shape)), [[0, 1]], {}, "token_log_probs gave (1, 2)"), (network(), [[0, "a"]], {}, "whole numbers"),
+    (SimpleNamespace(token_log_probs=lambda ids: torch.zeros(ids.shape)), [[0, 1]], {}, "token_log_probs gave (1, 2)"),
+    (network(), [[0, "a"]], {}, "whole numbers"),
 ])  # fmt: skip
 def test_bad_evaluations_say_what_is_wrong(model, documents, options, says): assert says in message(evaluate, model, documents, **options)
 
@@ -547,9 +558,11 @@ def test_tokenizers_without_bos_or_eos():
     model, words = NGram.fit([[0, 1, 2]], 3, NGramConfig(2)), Vocabulary(["a", "b", "c"])
     assert "some are ids" in message(evaluate, model, ["a b", [0, 1]], words)
     bare = SimpleNamespace(encode=lambda text: [ord(c) - 97 for c in text])  # somebody else's tokenizer, without special tokens
-    assert "no <bos>" in message(evaluate, model, ["ab"], bare) and evaluate(model, ["abc"], bare, bos_id=2, eos_id=2).document_tokens.tolist() == [4]
+    assert "no <bos>" in message(evaluate, model, ["ab"], bare)
+    assert evaluate(model, ["abc"], bare, bos_id=2, eos_id=2).document_tokens.tolist() == [4]
     assert "no <bos>" in message(evaluate, model, ["a b"], words) and "no <eos>" in message(evaluate, model, ["a b"], words, bos_id=2)
-    assert evaluate(model, ["a b"], words, bos_id=2, eos=False).tokens == 2 and evaluate(model, ["a b"], words, bos_id=2, eos_id=2).tokens == 3
+    assert evaluate(model, ["a b"], words, bos_id=2, eos=False).tokens == 2
+    assert evaluate(model, ["a b"], words, bos_id=2, eos_id=2).tokens == 3
 
 
 def test_the_standard_error_is_that_of_the_bootstrap():
@@ -598,7 +611,8 @@ def test_at_a_dependency_only_one_option_is_possible(config):
     for text in world.texts("test", n=40):
         for place in dependencies(world, [text]):
             kinds[place.kind] += 1
-            assert text.startswith(place.prefix + place.options[0]) and len(set(place.options)) == len(place.options) and place.distance >= 1
+            assert text.startswith(place.prefix + place.options[0])
+            assert len(set(place.options)) == len(place.options) and place.distance >= 1
             rest = text[len(place.prefix + place.options[0]) :]
             for wrong in place.options[1:]: assert world.log_prob(place.prefix + wrong + rest) == -math.inf, (place, rest)
     assert min(kinds[kind] for kind in ("agreement", "pronoun", "place")) >= 5
@@ -612,7 +626,8 @@ def test_distances_by_hand():
         words = [word.lower() for word in WORD.findall(place.prefix)]
         tells = {"she", "he", "her", "his", "him"}
         if place.kind == "pronoun": assert not tells & set(words[len(words) - place.distance + 1 :])
-        if place.kind == "pronoun" and tells & set(words): assert words[-place.distance] in tells or place.distance < words[::-1].index(next(w for w in words[::-1] if w in tells)) + 1
+        if place.kind == "pronoun" and tells & set(words):
+            assert words[-place.distance] in tells or place.distance < words[::-1].index(next(w for w in words[::-1] if w in tells)) + 1
         if place.kind == "agreement" and place.distance == 1: assert words[-2] == "the" or words[-3] == "the"
         if place.kind == "place": assert place.prefix.endswith("looked") or place.prefix.endswith("was")
 
@@ -633,7 +648,8 @@ def test_a_choice_costs_what_the_options_are_worth():
 
 
 def test_importing_is_light():
-    code = "import sys, lmbook.language_models; print(sorted({'datasets', 'matplotlib', 'safetensors', 'nltk', 'pandas', 'sentencepiece'} & set(sys.modules)))"
+    heavy = {"datasets", "matplotlib", "safetensors", "nltk", "pandas", "sentencepiece"}
+    code = f"import sys, lmbook.language_models; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -647,7 +663,8 @@ def test_a_hundred_thousand_documents_take_no_quadratic_time():
 
 def test_wikitext(data_dir):
     "Real text: counts of a plain Counter, and the perplexity that the chapter reports."
-    lines = {name: (data_dir / "wikitext2" / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1] for name in ("train", "valid", "test")}
+    folder = data_dir / "wikitext2"
+    lines = {name: (folder / f"{name}.txt").read_text(encoding="utf-8").split("\n")[:-1] for name in ("train", "valid", "test")}
     words = Vocabulary.of((line for part in lines.values() for line in part), specials=("<eos>",))
     train, test = ([words.eos_id, *(i for line in lines[name] for i in words.encode(line, eos=True))] for name in ("train", "test"))
     counts = count_ngrams([train], words.vocab_size, 5)
