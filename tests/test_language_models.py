@@ -615,6 +615,8 @@ def test_at_a_dependency_only_one_option_is_possible(config):
             assert len(set(place.options)) == len(place.options) and place.distance >= 1
             rest = text[len(place.prefix + place.options[0]) :]
             for wrong in place.options[1:]: assert world.log_prob(place.prefix + wrong + rest) == -math.inf, (place, rest)
+            if place.kind == "place":  # things are hidden in every other spot of the list only
+                assert {option.strip() for option in place.options} <= {row["en"] for row in world.grammar.lexicon["spot"] if row["half"] == "a"}
     assert min(kinds[kind] for kind in ("agreement", "pronoun", "place")) >= 5
     assert "no English story" in message(dependencies, world, ["Ann sang."])
 
