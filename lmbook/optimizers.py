@@ -41,7 +41,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if len(options.get("betas", (0, 0))) != 2: raise OptimizerError(f"betas={options['betas']!r}: give two numbers, such as (0.9, 0.999).")
     if options.get("nesterov") and not options["momentum"]: raise OptimizerError("nesterov=True needs a momentum above 0, such as 0.9.")
 
-# %% ../nbs/06_optimizers.ipynb #91eb7d794a
+# %% ../nbs/06_optimizers.ipynb #1e9e2ae7e0
 Params = Iterable[Tensor] | Iterable[dict[str, Any]]  # parameters, or groups {"params": [...], and options of their own}
 CACHE = 2**16  # elements: on a CPU, lists of tensors are cut so that all that a call touches stays in the cache
 
@@ -151,20 +151,24 @@ class ListOptimizer(Optimizer):
                 raise OptimizerError("A parameter stands twice in a group and would be changed twice. model.parameters() lists each once.")
         super().add_param_group(group)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        "Load what `state_dict` of this class, or of torch.optim's of the same name, has saved. Raises OptimizerError before any change."
-        for group, saved in zip(self.param_groups, state_dict["param_groups"]):
-            kind = "This state was saved by another kind of optimizer"
+    def _check_saved(self, groups: list[dict[str, Any]], state: dict[int, dict[str, Any]]) -> None:
+        "Whether saved groups, and the state of their parameters, fit this optimizer."
+        kind = "This state was saved by another kind of optimizer"
+        for group, saved in zip(self.param_groups, groups):
             if missing := [name for name in self.defaults if name not in saved and name not in self.fixed]:
                 raise OptimizerError(f"{kind}: it has no {', '.join(missing)}.")
             self._check_group(saved)
             for p, key in zip(group["params"], saved["params"]):
-                for name, value in state_dict["state"].get(key, {}).items():
+                for name, value in state.get(key, {}).items():
                     if name == "step" or value is None: continue
                     if name not in self.slots: raise OptimizerError(f"{kind}: {type(self).__name__} keeps no {name}.")
                     if value.shape != p.shape:
                         raise OptimizerError(f"This state was saved for another model: {name} of parameter {key} has the shape "
                                              f"{tuple(value.shape)}, the parameter {tuple(p.shape)}.")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        "Load what `state_dict` of this class, or of torch.optim's of the same name, has saved. Raises OptimizerError before any change."
+        self._check_saved(state_dict["param_groups"], state_dict["state"])
         super().load_state_dict(state_dict)
 
 # %% ../nbs/06_optimizers.ipynb #d51fda17d1
@@ -355,7 +359,7 @@ def orthogonalize(
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
-# %% ../nbs/06_optimizers.ipynb #62e4f9d9a1
+# %% ../nbs/06_optimizers.ipynb #d62a352920
 class Muon(ListOptimizer):
     "Momentum whose step is orthogonalized, for the matrices between a model's layers (Jordan et al. 2024), as torch.optim.Muon."
 
@@ -396,14 +400,14 @@ class Muon(ListOptimizer):
                 raise OptimizerError(f"Muon is for matrices, and a parameter has the shape {tuple(p.shape)}. Give it the matrices and the rest "
                                      "to another: Together(Muon(matrices), AdamW(rest)).")
 
-    def update(self, p, g, group, t, b):
-        torch._foreach_lerp_(b, g, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(g, b, group["momentum"]) if group["nesterov"] else b
-        for matrix, step in zip(p, ahead):
+    def update(self, p, g, group, t, buffers):
+        for matrix, gradient, b in zip(p, g, buffers):  # each has its own products anyway
+            b.lerp_(gradient, 1 - group["momentum"])
+            ahead = gradient.lerp(b, group["momentum"]) if group["nesterov"] else b
             lr = group["lr"] * self.ADJUST[group["adjust_lr_fn"]](*matrix.shape)
-            matrix.add_(orthogonalize(step, group["ns_steps"], group["ns_coefficients"], group["eps"]), alpha=-lr)
+            matrix.add_(orthogonalize(ahead, group["ns_steps"], group["ns_coefficients"], group["eps"]), alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #6651cf566b
+# %% ../nbs/06_optimizers.ipynb #59abc9e309
 class Together(Optimizer):
     """Several optimizers, each with parameters of its own, that step as one.
 
@@ -428,8 +432,18 @@ class Together(Optimizer):
         super().__setstate__(state)
         self._share()
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        "Load what `state_dict` has saved. Raises OptimizerError before any change where it does not fit."
+        groups = iter(state_dict["param_groups"])
+        for optimizer in self.optimizers:
+            its = [group for _, group in zip(optimizer.param_groups, groups)]
+            if isinstance(optimizer, ListOptimizer): optimizer._check_saved(its, state_dict["state"])
+        super().load_state_dict(state_dict)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # what the closure returned
         "One step of each. A closure is called once, before the first."
+        if len(self.param_groups) != sum(len(optimizer.param_groups) for optimizer in self.optimizers):
+            raise OptimizerError("A group was added that belongs to none of the optimizers. Add it to one of them before they come together.")
         loss = None
         if closure is not None:
             with torch.enable_grad(): loss = closure()
@@ -440,7 +454,7 @@ class Together(Optimizer):
 OPTIMIZERS: dict[str, type[ListOptimizer]] = {
     "sgd": SGD, "adagrad": AdaGrad, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "lion": Lion, "muon": Muon}
 
-# %% ../nbs/06_optimizers.ipynb #98d6271d43
+# %% ../nbs/06_optimizers.ipynb #32012b0f4f
 Schedule = Callable[..., float]  # (step, total, *, warmup=...) -> a factor from 0 to 1
 
 
@@ -451,6 +465,11 @@ def _warm_up(step: float, total: float, warmup: float, floor: float = 0.0, decay
                              "and a decay of at least 0 steps that together are not longer than the total.")
     if not 0 <= floor <= 1: raise OptimizerError(f"floor={floor}: it is a share of the learning rate, from 0 to 1.")
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
+
+
+def _left(step: float, total: float, length: float) -> float:
+    "The share that is left of the last `length` steps; nothing from `total` on."
+    return max(0.0, total - step) / (length or 1)
 
 
 def constant(
@@ -472,7 +491,7 @@ def linear(
 ) -> float: # the factor of the learning rate
     "Down in a straight line after the warm-up."
     up = _warm_up(step, total, warmup, floor)
-    return up if step < warmup else floor + (1 - floor) * max(0.0, total - step) / max(1, total - warmup)
+    return up if step < warmup else floor + (1 - floor) * _left(step, total, total - warmup)
 
 
 def cosine(
@@ -484,7 +503,7 @@ def cosine(
 ) -> float: # the factor of the learning rate
     "Down along half a wave after the warm-up (Loshchilov and Hutter 2017, eq. 5, without restarts)."
     up = _warm_up(step, total, warmup, floor)
-    return up if step < warmup else floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, total - warmup)))) / 2
+    return up if step < warmup else floor + (1 - floor) * (1 - math.cos(math.pi * _left(step, total, total - warmup))) / 2
 
 
 def wsd(
@@ -498,7 +517,7 @@ def wsd(
     "Warm-up, stable, decay: constant until the last steps, then down in a straight line (Hu et al. 2024)."
     if decay is None: decay = min(total / 5, total - warmup)
     up = _warm_up(step, total, warmup, floor, decay)
-    return up if step < total - decay else floor + (1 - floor) * max(0.0, total - step) / max(1, decay)
+    return up if step < total - decay else floor + (1 - floor) * _left(step, total, decay)
 
 
 def one_cycle(
