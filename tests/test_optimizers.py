@@ -1,0 +1,632 @@
+"""Optimizers: equal to torch.optim's and to formulas written again in numpy; state that goes both ways; faults; schedules, clipping, groups."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.optim import lr_scheduler
+
+from lmbook import optimizers as module
+from lmbook.optimizers import (
+    OPTIMIZERS,
+    SCHEDULES,
+    SGD,
+    AdaGrad,
+    Adam,
+    AdamW,
+    Lion,
+    Muon,
+    OptimizerError,
+    RMSProp,
+    Together,
+    clip_gradients,
+    constant,
+    cosine,
+    linear,
+    one_cycle,
+    orthogonalize,
+    parameter_groups,
+    wsd,
+)
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+PAIRS = {
+    "sgd": (SGD, torch.optim.SGD, {"lr": 0.1}),
+    "momentum": (SGD, torch.optim.SGD, {"lr": 0.02, "momentum": 0.9}),
+    "nesterov": (SGD, torch.optim.SGD, {"lr": 0.02, "momentum": 0.9, "nesterov": True}),
+    "adagrad": (AdaGrad, torch.optim.Adagrad, {"lr": 0.05}),
+    "rmsprop": (RMSProp, torch.optim.RMSprop, {"lr": 0.003, "alpha": 0.95, "eps": 1e-6}),
+    "adam": (Adam, torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-7}),
+    "adamw": (AdamW, torch.optim.AdamW, {"lr": 0.01}),
+}  # fmt: skip
+if hasattr(torch.optim, "Muon"): PAIRS["muon"] = (Muon, torch.optim.Muon, {"lr": 0.02})
+ALL = [SGD, AdaGrad, RMSProp, Adam, AdamW, Lion, Muon]
+
+
+def model(dtype=torch.float64, device="cpu", bias=True) -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(5, 12, bias=bias), nn.Tanh(), nn.Linear(12, 3, bias=bias)).to(device, dtype)
+
+
+def run(net: nn.Module, optimizer, start=0, stop=100, after=lambda: None) -> list[torch.Tensor]:
+    "Steps from `start` to `stop` of one fixed series of batches."
+    first = next(net.parameters())
+    dice = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(stop, 16, n, generator=dice).to(first.device, first.dtype) for n in (5, 3))
+    for i in range(start, stop):
+        optimizer.zero_grad()
+        ((net(x[i]) - y[i]) ** 2).mean().backward()
+        optimizer.step()
+        after()
+    return [p.detach().clone() for p in net.parameters()]
+
+
+def in_groups(net: nn.Module) -> list[dict]:
+    ps = list(net.parameters())
+    return [{"params": ps[:1], "lr": 0.005, "weight_decay": 0.2}, {"params": ps[1:]}]
+
+
+def close(a, b, tolerance=1e-12):
+    for x, y in zip(a, b, strict=True): torch.testing.assert_close(x, y, rtol=0, atol=tolerance)
+
+
+def message(function, *arguments, **options) -> str:
+    with pytest.raises(OptimizerError) as caught: function(*arguments, **options)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- equal to torch.optim
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-6)])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_hundred_steps_like_torch(name, decay, dtype, tolerance, device):
+    ours, theirs, options = PAIRS[name]
+    options = options | {"weight_decay": decay}
+    bias = name != "muon"  # which is for matrices
+    if dtype == torch.float32: options["lr"] = options["lr"] / 4  # rounding must not be amplified by the training itself
+    for split in (lambda net: net.parameters(), in_groups):
+        expected = {}
+        for fused in (False, True) if ours.kernels else (False,):
+            reference = model(dtype, device, bias)
+            expected[fused] = run(reference, theirs(split(reference), **options, **({"fused": fused} if ours.kernels else {})))
+            net = model(dtype, device, bias)
+            close(run(net, ours(split(net), **options, **({"fused": fused} if ours.kernels else {}))), expected[fused], tolerance)
+        assert max((a - b).abs().max() for a, b in zip(expected[False], model(dtype, device, bias).parameters())) > 0.01  # it went somewhere
+
+
+@pytest.mark.parametrize("adjust", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_options_of_muon(adjust, nesterov):
+    if "muon" not in PAIRS: return
+    options = {"lr": 0.02, "adjust_lr_fn": adjust, "nesterov": nesterov, "momentum": 0.8, "ns_steps": 3, "ns_coefficients": (2.0, -1.5, 0.5)}
+    a, b = model(bias=False), model(bias=False)
+    close(run(a, Muon(a.parameters(), **options)), run(b, torch.optim.Muon(b.parameters(), **options)))
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_bfloat16_like_torch(name):
+    "Bit by bit, against the way of PyTorch whose operations round as ours do. (Muon without decay: in bfloat16, `mul_` and lists round apart.)"
+    ours, theirs, options = PAIRS[name]
+    a, b = model(torch.bfloat16, bias=name != "muon"), model(torch.bfloat16, bias=name != "muon")
+    way = {"weight_decay": 0.0} if name == "muon" else {"foreach": name != "adagrad"}
+    if name == "muon": options = options | way
+    lists = {"fused": False} if ours.kernels else {}
+    close(run(a, ours(a.parameters(), **options, **lists), stop=20), run(b, theirs(b.parameters(), **options | way), stop=20), 0)
+
+
+def test_muon_leaves_its_buffer_alone():
+    "PyTorch 2.13's scales the momentum of bfloat16 parameters in place where nesterov is off."
+    p = nn.Parameter(torch.zeros(4, 3, dtype=torch.bfloat16))
+    optimizer = Muon([p], momentum=0.5, nesterov=False)
+    p.grad = torch.full_like(p, 8)
+    optimizer.step()
+    assert (optimizer.state[p]["momentum_buffer"] == 4).all() and (p.grad == 8).all()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_state_goes_to_torch_and_back(name):
+    "33 steps with ours, 33 with torch's, 34 with ours again are a hundred with either; the state goes through a file."
+    ours, theirs, options = PAIRS[name]
+    options = options | {"weight_decay": 0.05}
+    whole = model(bias=name != "muon")
+    expected = run(whole, ours(in_groups(whole), **options))
+    net, state = model(bias=name != "muon"), None
+    for make, start, stop in ((ours, 0, 33), (theirs, 33, 66), (ours, 66, 100)):
+        optimizer = make(in_groups(net), **options)
+        if state is not None:
+            file = io.BytesIO()
+            torch.save(state, file)
+            file.seek(0)
+            optimizer.load_state_dict(torch.load(file, weights_only=True))
+        end = run(net, optimizer, start, stop) if stop == 100 else run_part(net, optimizer, start, stop)
+        state = optimizer.state_dict()
+    close(end, expected)
+
+
+def run_part(net, optimizer, start, stop):
+    "As `run`, on the batches of the whole series."
+    class Enough(Exception): pass
+    count = [start]
+
+    def after():
+        count[0] += 1
+        if count[0] == stop: raise Enough
+    with pytest.raises(Enough): run(net, optimizer, start, 100, after)
+
+
+# ---------------------------------------------------------------- formulas, once more and plainly
+
+
+def formula(kind, w, gradients, o):
+    "One parameter through all gradients, in numpy, from the papers."
+    m, v, b = np.zeros_like(w), np.zeros_like(w), np.zeros_like(w)
+    for t, g in enumerate(gradients, 1):
+        if kind in (AdamW, Lion): w = w * (1 - o["lr"] * o["weight_decay"])
+        else: g = g + o["weight_decay"] * w
+        if kind is SGD:
+            b = o["momentum"] * b + g
+            w = w - o["lr"] * (g + o["momentum"] * b if o["nesterov"] else b)
+        elif kind is AdaGrad:
+            v = v + g**2
+            w = w - o["lr"] * g / (np.sqrt(v) + o["eps"])
+        elif kind is RMSProp:
+            v = o["alpha"] * v + (1 - o["alpha"]) * g**2
+            w = w - o["lr"] * g / (np.sqrt(v) + o["eps"])
+        elif kind is Lion:
+            w = w - o["lr"] * np.sign(o["betas"][0] * m + (1 - o["betas"][0]) * g)
+            m = o["betas"][1] * m + (1 - o["betas"][1]) * g
+        else:
+            m = o["betas"][0] * m + (1 - o["betas"][0]) * g
+            v = o["betas"][1] * v + (1 - o["betas"][1]) * g**2
+            w = w - o["lr"] * (m / (1 - o["betas"][0] ** t)) / (np.sqrt(v / (1 - o["betas"][1] ** t)) + o["eps"])
+    return w
+
+
+@settings(max_examples=60)
+@given(data=st.data(), kind=st.sampled_from([SGD, AdaGrad, RMSProp, Adam, AdamW, Lion]), fused=st.booleans(),
+       shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5), seed=st.integers(0, 10**6))
+def test_lists_equal_the_formulas(data, kind, fused, shapes, seed):
+    "Any shapes, also empty ones and single numbers; some gradients are missing in some steps; gradients are left as they were."
+    share, dice = st.floats(0, 0.99), np.random.default_rng(seed)
+    o = {"lr": data.draw(st.floats(0, 1)), "weight_decay": data.draw(st.floats(0, 1))}
+    if kind is SGD: o |= {"momentum": data.draw(share), "nesterov": data.draw(st.booleans())}
+    if kind is SGD and o["nesterov"]: o["momentum"] = max(o["momentum"], 0.01)
+    if kind is RMSProp: o["alpha"] = data.draw(share)
+    if kind in (Adam, AdamW, Lion): o["betas"] = (data.draw(share), data.draw(share))
+    if kind in (AdaGrad, RMSProp, Adam, AdamW): o["eps"] = data.draw(st.floats(1e-8, 1e-2))
+    starts = [dice.normal(size=shape) for shape in shapes]
+    series = [[dice.normal(size=shape) if dice.random() < 0.8 else None for shape in shapes] for _ in range(6)]
+    ps = [nn.Parameter(torch.tensor(w)) for w in starts]
+    optimizer = kind(ps, **o, **({"fused": fused} if kind.kernels else {}))
+    for gradients in series:
+        for p, g in zip(ps, gradients): p.grad = None if g is None else torch.tensor(g)
+        optimizer.step()
+        for p, g in zip(ps, gradients):
+            if g is not None: assert np.array_equal(p.grad.numpy(), g)
+    for i, p in enumerate(ps):
+        seen = [gradients[i] for gradients in series if gradients[i] is not None]
+        np.testing.assert_allclose(p.detach().numpy(), formula(kind, starts[i], seen, o), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_pieces_change_nothing(kind, monkeypatch):
+    results = []
+    for size in (1, 20, 10**9):
+        monkeypatch.setattr(module, "CACHE", size)
+        net = model(bias=False)
+        results.append(run(net, kind(net.parameters(), lr=0.01, **({"fused": False} if kind.kernels else {})), stop=10))
+    close(results[0], results[2], 0)
+    close(results[1], results[2], 0)
+
+
+@pytest.mark.parametrize("kind", [SGD, AdaGrad, Adam, AdamW])
+@pytest.mark.parametrize("which", ["gradient", "parameter", "both"])
+def test_a_tensor_that_lies_in_another_order(kind, which):
+    "The fused kernels go through memory as it lies; they must not be used where that mixes up the numbers."
+    ends = []
+    for fused in (True, False):
+        w = torch.arange(12.0).reshape(4, 3).T if which != "gradient" else torch.arange(12.0).reshape(4, 3).T.contiguous()
+        p = nn.Parameter(w.clone())
+        assert p.is_contiguous() == (which == "gradient")
+        optimizer = kind([p], lr=0.5, fused=fused)
+        for _ in range(3):
+            g = torch.arange(12.0).reshape(4, 3).cos().T
+            p.grad = g if which != "parameter" else g.contiguous()
+            optimizer.step()
+        ends.append(p.detach().contiguous())
+    torch.testing.assert_close(*ends)
+
+
+def test_what_is_kept():
+    kept = {}
+    for kind in ALL:
+        net = model(bias=False)
+        optimizer = kind(net.parameters(), lr=0.01)
+        run(net, optimizer, stop=2)
+        numbers = sum(x.numel() for state in optimizer.state.values() for x in state.values() if x.ndim)
+        kept[kind.__name__] = numbers / sum(p.numel() for p in net.parameters())
+    assert kept == {"SGD": 0, "AdaGrad": 1, "RMSProp": 1, "Adam": 2, "AdamW": 2, "Lion": 1, "Muon": 1}
+    assert set(OPTIMIZERS.values()) == set(ALL)
+
+
+def test_types_together():
+    "Parameters of several types in one group."
+    ps = [nn.Parameter(torch.ones(3, dtype=dtype)) for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float32)]
+    optimizer = AdamW(ps, lr=0.1, weight_decay=0.0)
+    for p in ps: p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p in ps: torch.testing.assert_close(p.detach().double(), torch.full((3,), 0.9, dtype=torch.float64), rtol=0, atol=4e-3)
+    assert [optimizer.state[p]["exp_avg"].dtype for p in ps] == [p.dtype for p in ps]
+
+
+def test_closure():
+    w = nn.Parameter(torch.tensor([2.0]))
+    for optimizer in (SGD([w], lr=0.0), Together(SGD([w], lr=0.0))):
+        def closure():
+            optimizer.zero_grad()  # noqa: B023
+            loss = (w**2).sum()
+            loss.backward()
+            return loss
+        assert optimizer.step(closure).item() == 4 and w.grad.item() == 4
+
+
+def test_it_is_a_torch_optimizer():
+    "Hooks, schedulers, copies and pickles."
+    net = model()
+    optimizer, called = AdamW(net.parameters(), lr=0.01, fused=False), []
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: cosine(step, 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(net, optimizer, stop=5, after=scheduler.step)
+    assert called == ["before", "after"] * 5 and math.isclose(optimizer.param_groups[0]["lr"], 0.01 * cosine(5, 10))
+    both = copy.deepcopy((net, optimizer))
+    close(run(both[0], both[1], 5, 10), run(net, optimizer, 5, 10))
+    net2, optimizer2 = pickle.loads(pickle.dumps((net, AdamW(net.parameters()))))
+    before = [p.detach().clone() for p in net2.parameters()]
+    run(net2, optimizer2, stop=1)
+    assert any((a != b).any() for a, b in zip(before, net2.parameters()))
+
+
+# ---------------------------------------------------------------- Muon and Together
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 64), (64, 8), (1, 5), (5, 1), (1, 1)])
+def test_orthogonalize(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = orthogonalize(matrix).double()
+    values = torch.linalg.svdvals(out)
+    assert out.shape == shape and 0.6 < values.min() and values.max() < 1.3
+    U, _, Vt = torch.linalg.svd(matrix.double(), full_matrices=False)
+    inner = U.T @ out @ Vt.T  # the same directions: nothing beside the diagonal
+    assert (inner - inner.diag().diag()).abs().max() < 0.06
+    assert (inner.diag() > 0.6).all()
+    torch.testing.assert_close(orthogonalize(1e-3 * matrix).double(), out, rtol=0, atol=0.03)
+
+
+def test_orthogonalize_nothing():
+    assert (orthogonalize(torch.zeros(3, 4)) == 0).all()
+
+
+def pair(net, lr=0.02):
+    matrices = [p for p in net.parameters() if p.ndim == 2]
+    return Together(Muon(matrices, lr=lr), AdamW([{"params": [p for p in net.parameters() if p.ndim < 2], "lr": lr / 2}], weight_decay=0.0))
+
+
+def test_together_is_both():
+    a, b = model(), model()
+    expected = [Muon([p for p in b.parameters() if p.ndim == 2], lr=0.02), AdamW([p for p in b.parameters() if p.ndim < 2], lr=0.01, weight_decay=0.0)]
+
+    class Both:
+        def zero_grad(self): [o.zero_grad() for o in expected]
+        def step(self): [o.step() for o in expected]
+
+    close(run(a, pair(a)), run(b, Both()))
+
+
+@pytest.mark.parametrize("way", ["state dict", "deepcopy"])
+def test_together_goes_on(way):
+    a, b = model(), model()
+    expected = run(a, pair(a))
+    optimizer = pair(b)
+    run_part(b, optimizer, 0, 40)
+    if way == "deepcopy": b, optimizer = copy.deepcopy((b, optimizer))
+    else:
+        state, optimizer = copy.deepcopy(optimizer.state_dict()), pair(b, lr=0.5)
+        optimizer.load_state_dict(state)
+    close(run(b, optimizer, 40, 100), expected)
+
+
+def test_a_schedule_moves_both_and_state_given_before_is_kept():
+    net = model()
+    first = AdamW([p for p in net.parameters() if p.ndim < 2], lr=0.01)
+    run(net, first, stop=3)
+    optimizer = Together(Muon([p for p in net.parameters() if p.ndim == 2], lr=0.02), first)
+    assert all(int(optimizer.state[p]["step"]) == 3 for p in net.parameters() if p.ndim < 2)
+    scheduler = lr_scheduler.LambdaLR(optimizer, lambda step: linear(step, 10))
+    run(net, optimizer, stop=5, after=scheduler.step)
+    assert [round(group["lr"], 6) for o in optimizer.optimizers for group in o.param_groups] == [0.01, 0.005]
+
+
+def test_faults_of_together():
+    net = model()
+    optimizer = pair(net)
+    run(net, optimizer, stop=1)
+    saved, other = optimizer.state_dict(), nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    assert "saved for another model" in message(pair(other).load_state_dict, saved)
+    with pytest.raises(ValueError, match="more than one parameter group"): Together(SGD(net.parameters()), SGD(net.parameters()))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.1})
+    assert "belongs to none of the optimizers" in message(optimizer.step)
+
+
+# ---------------------------------------------------------------- faults
+
+
+W = nn.Parameter(torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("kind, options, says", [
+    (SGD, {"lr": -1}, "lr=-1: it has to be at least 0"),
+    (Adam, {"lr": math.nan}, "lr=nan"),
+    (Adam, {"lr": math.inf}, "lr=inf"),
+    (Adam, {"lr": "1e-3"}, "lr is '1e-3', a str; give a number"),
+    (Adam, {"lr": torch.tensor(0.1)}, "a Tensor; give a number"),
+    (AdamW, {"weight_decay": -0.1}, "weight_decay=-0.1"),
+    (AdamW, {"betas": (0.9, 1.0)}, "betas"),
+    (AdamW, {"betas": (0.9,)}, "give two numbers"),
+    (Lion, {"betas": (0.9, 0.99, 0.999)}, "give two numbers"),
+    (RMSProp, {"alpha": 1.0}, "alpha=1.0"),
+    (RMSProp, {"eps": -1e-8}, "eps=-1e-08"),
+    (SGD, {"momentum": 1.0}, "momentum=1.0: it has to be at least 0 and below 1"),
+    (SGD, {"nesterov": True}, "nesterov=True needs a momentum"),
+    (Muon, {"ns_steps": 0}, "ns_steps=0"),
+    (Muon, {"adjust_lr_fn": "mine"}, "one of None, 'original', 'match_rms_adamw'"),
+])  # fmt: skip
+def test_an_option_out_of_range(kind, options, says):
+    assert says in message(kind, [W], **options)
+    assert says in message(kind, [{"params": [W], **options}])  # in a group as well
+
+
+def test_a_group_added_later_is_checked():
+    optimizer, more = Muon([W]), nn.Parameter(torch.ones(2))
+    assert "shape (2,)" in message(optimizer.add_param_group, {"params": [more]})
+    assert "lr=-1" in message(optimizer.add_param_group, {"params": [nn.Parameter(torch.ones(2, 2))], "lr": -1})
+    assert len(optimizer.param_groups) == 1
+    given_by_user = {"params": [nn.Parameter(torch.ones(2, 2))]}
+    optimizer.add_param_group(given_by_user)
+    assert len(optimizer.param_groups) == 2 and given_by_user.keys() == {"params"}
+
+
+def test_bad_parameters():
+    assert "stands twice" in message(SGD, [W, W])
+    assert "shape (3,)" in message(Muon, [nn.Parameter(torch.ones(3))])
+    with pytest.raises(ValueError, match="empty"): SGD([])
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_sparse_and_complex_gradients_are_refused_before_any_change(kind):
+    good, table = nn.Parameter(torch.ones(2, 2)), nn.Embedding(4, 2, sparse=True)
+    optimizer = kind([good, table.weight])
+    good.grad = torch.ones(2, 2)
+    table(torch.tensor([1])).sum().backward()
+    assert "SparseAdam" in message(optimizer.step)
+    strange = nn.Parameter(torch.ones(2, 2, dtype=torch.complex64))
+    strange.grad = torch.ones_like(strange)
+    good.grad = torch.ones(2, 2)
+    assert "complex" in message(kind([good, strange]).step)
+    assert (good == 1).all() and not optimizer.state
+
+
+def saved_by(kind, shape=(2, 2), **options):
+    p = nn.Parameter(torch.ones(shape))
+    optimizer = kind([p], **options)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("kind, state, says", [
+    (SGD, lambda: saved_by(torch.optim.SGD, momentum=0.9, dampening=0.5), "SGD has dampening=0 only, not 0.5"),
+    (SGD, lambda: saved_by(torch.optim.SGD, maximize=True), "maximize=False only"),
+    (SGD, lambda: saved_by(Adam), "another kind of optimizer: it has no momentum, nesterov"),
+    (Adam, lambda: saved_by(torch.optim.Adam, amsgrad=True), "amsgrad=False only"),
+    (Adam, lambda: saved_by(AdamW), "decoupled_weight_decay=False only"),
+    (AdamW, lambda: saved_by(Adam), "decoupled_weight_decay=True only"),
+    (Lion, lambda: saved_by(Adam), "Lion keeps no exp_avg_sq"),
+    (RMSProp, lambda: saved_by(torch.optim.RMSprop, centered=True), "centered=False only"),
+    (RMSProp, lambda: saved_by(torch.optim.RMSprop, momentum=0.5), "momentum=0 only"),
+    (AdaGrad, lambda: saved_by(torch.optim.Adagrad, lr_decay=0.1), "lr_decay=0 only"),
+    (AdamW, lambda: saved_by(AdamW, shape=(3, 2)), "exp_avg of parameter 0 has the shape (3, 2), the parameter (2, 2)"),
+])  # fmt: skip
+def test_a_state_that_does_not_fit(kind, state, says):
+    optimizer = kind([nn.Parameter(torch.ones(2, 2))], lr=0.123)
+    assert says in message(optimizer.load_state_dict, state())
+    assert optimizer.param_groups[0]["lr"] == 0.123 and not optimizer.state
+
+
+def test_a_state_of_another_number_of_parameters():
+    with pytest.raises(ValueError): SGD([W], momentum=0.9).load_state_dict(SGD(model().parameters(), momentum=0.9).state_dict())
+
+
+# ---------------------------------------------------------------- schedules
+
+
+def driven(make, total):
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    scheduler, rates = make(optimizer), []
+    for _ in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("total", [2, 7, 100])
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_schedules_of_torch(total, floor):
+    def ours(schedule, **options): return [schedule(step, total, **options) for step in range(total)]
+    np.testing.assert_allclose(ours(cosine, floor=floor), driven(lambda o: lr_scheduler.CosineAnnealingLR(o, total, eta_min=floor), total), atol=1e-9)
+    np.testing.assert_allclose(ours(linear, floor=floor), driven(lambda o: lr_scheduler.LinearLR(o, 1.0, floor, total), total), atol=1e-9)
+    np.testing.assert_allclose(ours(constant), driven(lambda o: lr_scheduler.ConstantLR(o, 1.0, 1), total))
+
+
+@pytest.mark.parametrize("total", [5, 20, 21, 100])
+@pytest.mark.parametrize("share", [0.3, 0.25, 0.5])
+def test_one_cycle_of_torch(total, share):
+    theirs = driven(lambda o: lr_scheduler.OneCycleLR(o, 1.0, total_steps=total + 1, pct_start=share), total)
+    warmup = None if share == 0.3 else share * (total + 1)
+    np.testing.assert_allclose([one_cycle(step, total + 1, warmup=warmup) for step in range(total)], theirs, atol=1e-9)
+
+
+def test_closed_forms():
+    assert [round(linear(step, 6, warmup=2), 3) for step in range(8)] == [0.5, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert [round(wsd(step, 10, warmup=2, decay=4, floor=0.2), 3) for step in range(12)] == [0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2]
+    assert [wsd(step, 10) for step in range(11)] == [1] * 9 + [0.5, 0]
+    assert [constant(step, 4, warmup=4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert math.isclose(cosine(5 + 10, 25, warmup=5, floor=0.5), 0.75)
+    assert [round(one_cycle(step, 5, warmup=3, start=0.5, floor=0.0), 3) for step in range(7)] == [0.5, 0.75, 1, 0.5, 0, 0, 0]
+
+
+@given(name=st.sampled_from(sorted(SCHEDULES)), total=st.integers(1, 200), data=st.data())
+def test_any_schedule(name, total, data):
+    "Between the floor and 1; up, then down; it stays where it ends."
+    warmup = data.draw(st.integers(0, total))
+    options = {"warmup": warmup}
+    if name in ("linear", "cosine", "wsd", "one_cycle"): options["floor"] = data.draw(st.floats(0, 1))
+    if name == "wsd": options["decay"] = data.draw(st.integers(0, total - warmup))
+    schedule = SCHEDULES[name]
+    values = [schedule(step, total, **options) for step in range(total + 3)]
+    assert all(0 <= value <= 1 + 1e-12 for value in values)
+    assert math.isclose(max(values), 1)
+    peak = max(0, warmup - 1)
+    assert all(b >= a - 1e-12 for a, b in zip(values[:peak], values[1 : peak + 1]))
+    assert all(b <= a + 1e-12 for a, b in zip(values[peak:], values[peak + 1 :]))
+    if "floor" in options: assert all(math.isclose(value, options["floor"], abs_tol=1e-12) for value in values[total:])
+    if name != "one_cycle": assert values[0] > 0  # no step is wasted
+    assert schedule(total * 10, total, **options) == values[-1]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values())
+@pytest.mark.parametrize("arguments", [(-1, 10, 0), (0, 0, 0), (0, -5, 0), (0, 10, 11), (0, 10, -1)])
+def test_a_schedule_that_makes_no_sense(schedule, arguments):
+    step, total, warmup = arguments
+    assert "0 <= step, 0 < total" in message(schedule, step, total, warmup=warmup)
+
+
+def test_more_schedules_that_make_no_sense():
+    assert "floor=1.5" in message(cosine, 0, 10, floor=1.5)
+    assert "floor=-0.1" in message(linear, 0, 10, floor=-0.1)
+    assert "start=2" in message(one_cycle, 0, 10, start=2)
+    assert "not longer than the total" in message(wsd, 0, 10, warmup=6, decay=5)
+
+
+# ---------------------------------------------------------------- clipping
+
+
+def with_gradients(scale, dtypes=(torch.float64,) * 3):
+    dice, ps = torch.Generator().manual_seed(0), []
+    for shape, dtype in zip([(3, 4), (5,), ()], dtypes):
+        ps.append(nn.Parameter(torch.zeros(shape, dtype=dtype)))
+        ps[-1].grad = (scale * torch.randn(shape, generator=dice)).to(dtype)
+    return [*ps, nn.Parameter(torch.zeros(2))]  # the last has no gradient
+
+
+@given(scale=st.floats(1e-3, 1e3), max_norm=st.floats(1e-3, 1e3))
+def test_clipping_like_torch(scale, max_norm):
+    a, b = with_gradients(scale), with_gradients(scale)
+    torch.testing.assert_close(clip_gradients(a, max_norm), nn.utils.clip_grad_norm_(b, max_norm), rtol=1e-12, atol=1e-12)
+    close([p.grad for p in a[:3]], [p.grad for p in b[:3]])
+    norm = math.sqrt(sum((p.grad**2).sum().item() for p in a[:3]))
+    assert norm <= max_norm * (1 + 1e-9)
+
+
+def test_clipping_types_and_forms():
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    a, b = with_gradients(5, dtypes), with_gradients(5, dtypes)
+    torch.testing.assert_close(clip_gradients(iter(a), 1.0).double(), nn.utils.clip_grad_norm_(b, 1.0).double(), rtol=1e-2, atol=0)
+    close([p.grad.double() for p in a[:3]], [p.grad.double() for p in b[:3]], 0.02)
+    assert [p.grad.dtype for p in a[:3]] == list(dtypes)
+    [p] = with_gradients(5)[:1]
+    assert clip_gradients(p, math.inf) == p.grad.norm()
+    assert clip_gradients([], 1.0) == 0 and clip_gradients([nn.Parameter(torch.ones(1))], 1.0) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_gradients_that_are_no_numbers(value):
+    ps = with_gradients(1)
+    ps[1].grad[0] = value
+    before = [p.grad.clone() for p in ps[:3]]
+    told = message(clip_gradients, ps, 1.0, error_if_nonfinite=True)
+    assert f"norm of the gradients is {value}" in told and "of 1 parameters are finite, first in number 1" in told
+    torch.testing.assert_close([p.grad for p in ps[:3]], before, equal_nan=True)
+    assert not clip_gradients(ps, 1.0).isfinite()  # as torch: told by the norm only
+    huge = nn.Parameter(torch.zeros(2)); huge.grad = torch.full((2,), 3e38)
+    assert "it is too large" in message(clip_gradients, huge, 1.0, error_if_nonfinite=True)
+
+
+@pytest.mark.parametrize("max_norm", [0, -1, math.nan])
+def test_a_bound_that_makes_no_sense(max_norm):
+    assert "has to be above 0" in message(clip_gradients, with_gradients(1), max_norm)
+
+
+# ---------------------------------------------------------------- groups
+
+
+class Everything(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+        self.head.weight = self.embed.weight
+        self.attention = nn.MultiheadAttention(4, 2, add_bias_kv=True)
+        self.norms = nn.ModuleList([nn.LayerNorm((2, 4)), nn.GroupNorm(2, 4), nn.BatchNorm1d(4), nn.RMSNorm((2, 4))])
+        self.lstm, self.conv = nn.LSTM(4, 3), nn.Conv1d(4, 4, 3)
+        self.scale, self.position = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(1, 7, 4))
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+
+
+def test_every_parameter_is_in_one_group():
+    net = Everything()
+    names = {p: name for name, p in net.named_parameters()}
+    yes, no = ([names[p] for p in group["params"]] for group in parameter_groups(net, 0.1))
+    assert sorted(yes + no) == sorted(name for name, p in net.named_parameters() if p.requires_grad)
+    assert set(yes) == {"embed.weight", "attention.in_proj_weight", "attention.out_proj.weight", "lstm.weight_ih_l0", "lstm.weight_hh_l0",
+                        "conv.weight", "position"}  # fmt: skip
+    assert [group["weight_decay"] for group in parameter_groups(net, 0.1)] == [0.1, 0.0]
+
+
+def test_embeddings_can_be_left_alone():
+    "Tied ones too: what is an embedding anywhere is one."
+    net = Everything()
+    yes, no = (group["params"] for group in parameter_groups(net, 0.1, decay_embeddings=False))
+    assert any(p is net.embed.weight for p in no) and not any(p is net.embed.weight for p in yes)
+
+
+def test_groups_that_are_empty():
+    assert [group["weight_decay"] for group in parameter_groups(nn.Linear(2, 2, bias=False), 0.1)] == [0.1]
+    assert [group["weight_decay"] for group in parameter_groups(nn.LayerNorm(2), 0.1)] == [0.0]
+    assert "nothing to train" in message(parameter_groups, nn.Linear(2, 2).requires_grad_(False), 0.1)
+    assert "nothing to train" in message(parameter_groups, nn.ReLU(), 0.1)
+    assert "weight_decay=-1" in message(parameter_groups, nn.Linear(2, 2), -1)
+
+
+def test_groups_train():
+    net = model()
+    optimizer = AdamW(parameter_groups(net, 0.5), lr=0.1)
+    for p in net.parameters(): p.grad = torch.zeros_like(p)
+    before = [p.detach().clone() for p in net.parameters()]
+    optimizer.step()
+    for p, old in zip(net.parameters(), before): torch.testing.assert_close(p.detach(), old * (0.95 if p.ndim > 1 else 1))
