@@ -9,11 +9,11 @@ __all__ = ['NARROW', 'INVISIBLE', 'SPACES', 'BREAKS', 'HIDDEN', 'INLINE', 'VOID'
            'strip_html', 'drop_boilerplate', 'CleaningError', 'column', 'as_batches', 'as_records', 'living', 'drop',
            'Rewrite', 'Drop', 'script', 'empty', 'Language', 'convert_chinese', 'chinese_script', 'valid_cn_id',
            'valid_card', 'find_personal_data', 'mask_personal_data', 'GopherLimits', 'units', 'gopher_quality',
-           'gopher_repetition', 'c4_page', 'c4_lines', 'mix', 'char_hashes', 'token_hashes', 'ngram_hashes',
-           'hashed_features', 'Logistic', 'fit_logistic', 'Quality', 'fit_quality', 'ExactDuplicates', 'describe',
-           'step_name', 'apply_steps', 'clean', 'verify_manifest', 'read_shards', 'funnel', 'Mark']
+           'gopher_repetition', 'c4_page', 'c4_lines', 'mix', 'char_hashes', 'token_hashes', 'located_tokens',
+           'ngram_hashes', 'hashed_features', 'Logistic', 'fit_logistic', 'Quality', 'fit_quality', 'ExactDuplicates',
+           'describe', 'step_name', 'apply_steps', 'clean', 'verify_manifest', 'read_shards', 'funnel', 'Mark']
 
-# %% ../nbs/02_cleaning.ipynb #e518ffca94
+# %% ../nbs/02_cleaning.ipynb #9b59e865
 import csv
 import datetime
 import hashlib
@@ -43,7 +43,7 @@ import numpy as np
 from . import __version__
 from .corpora import Corpus, Record, read_corpus
 
-# %% ../nbs/02_cleaning.ipynb #32dcef19c6
+# %% ../nbs/02_cleaning.ipynb #c488172c
 NARROW = {wide: wide - 0xFEE0 for wide in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}  # １Ａａ -> 1Aa
 INVISIBLE = re.compile(  # categories Cc, Cf, Co, Cs and non-characters, without \t, \n, the joiners U+200C/D and emoji tags
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
@@ -63,7 +63,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"[ \t]+$", "", unicodedata.normalize("NFC", text), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
-# %% ../nbs/02_cleaning.ipynb #84e9b1d892
+# %% ../nbs/02_cleaning.ipynb #ef9e2045
 HIDDEN = frozenset("script style noscript template svg math head nav footer aside form button select textarea iframe".split())
 INLINE = frozenset("a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q s samp small span strong sub sup time tt u var wbr".split())
 VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
@@ -112,7 +112,7 @@ def strip_html(
     kept = (block.strip() for block, links in parser.blocks if block.strip() and links <= link_density * len(block.strip()))
     return "\n".join(kept)
 
-# %% ../nbs/02_cleaning.ipynb #d8cfaa3e9f
+# %% ../nbs/02_cleaning.ipynb #bda8ce3b
 BOILERPLATE = re.compile(
     r"java\s?script|cookies? (?:policy|settings)|(?:uses?|use of|accept|our) cookies|terms of (?:use|service)|privacy policy|all rights reserved|"
     r"(?:sign|log) (?:in|up)\b|subscribe to|newsletter|click here|read more|share (?:this|on)|powered by|skip to (?:main )?content|"
@@ -132,7 +132,7 @@ def drop_boilerplate(
 
 HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese characters
 
-# %% ../nbs/02_cleaning.ipynb #bb3c4b3663
+# %% ../nbs/02_cleaning.ipynb #ac682dd9
 class CleaningError(ValueError):
     "Something about a corpus, a step or a folder of shards that a user can mend. The message says what, and what to do about it."
 
@@ -222,12 +222,12 @@ def script(text: str) -> str: # "zh" if Chinese characters make a third of the l
     "Which rules to apply to a text whose language nobody told: a glance, no identification."
     return "zh" if 3 * len(HAN.findall(text)) > sum(map(str.isalpha, text)) else "en"
 
-# %% ../nbs/02_cleaning.ipynb #e42811e3d9
+# %% ../nbs/02_cleaning.ipynb #7e7ed950
 def empty(text: str, lang: str = "") -> str | None:
     "Drop texts without a letter or digit."
     return None if any(map(str.isalnum, text)) else "empty"
 
-# %% ../nbs/02_cleaning.ipynb #a6c23fc509
+# %% ../nbs/02_cleaning.ipynb #49b4157f
 @cache
 def _identifier() -> Any:
     module = _import("py3langid.langid")
@@ -259,7 +259,7 @@ class Language:
             if lang not in self.keep: reasons[row] = f"language: {lang}"
         return drop({**batch, "lang": langs}, reasons)
 
-# %% ../nbs/02_cleaning.ipynb #5e07a507d4
+# %% ../nbs/02_cleaning.ipynb #9a255488
 @cache
 def _converter(config: str) -> Any: return _import("opencc").OpenCC(config)
 
@@ -278,7 +278,7 @@ def chinese_script(text: str) -> str | None: # "simplified", "traditional", or N
     if changed["s2t"] == changed["t2s"]: return None
     return "simplified" if changed["s2t"] > changed["t2s"] else "traditional"
 
-# %% ../nbs/02_cleaning.ipynb #4d448db693
+# %% ../nbs/02_cleaning.ipynb #df079e64
 def valid_cn_id(number: str) -> bool:
     "Whether 18 characters are a Chinese resident identity number: a date of birth, and the check digit of ISO 7064, MOD 11-2 (GB 11643)."
     if not re.fullmatch(r"[1-9]\d{16}[\dXx]", number, re.ASCII): return False
@@ -293,7 +293,7 @@ def valid_card(number: str) -> bool:
     doubled = [int(c) * (2 - (len(number) - i) % 2) for i, c in enumerate(number)]  # every second one, from the right
     return sum(d - 9 * (d > 9) for d in doubled) % 10 == 0
 
-# %% ../nbs/02_cleaning.ipynb #6398b0ee98
+# %% ../nbs/02_cleaning.ipynb #ed9d3997
 WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2010: 0x2D, 0x2011: 0x2D, 0x2013: 0x2D}  # one for one
 DIGIT_AROUND = r"(?<![\dA-Za-z_.+-])(?<!\d[ ])", r"(?![\dA-Za-z_]|[.-]\d)"
 VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|版本|版本号|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
@@ -358,7 +358,7 @@ def mask_personal_data(text: str) -> str: # "Call <PHONE>."
         at = end
     return "".join([*out, text[at:]])
 
-# %% ../nbs/02_cleaning.ipynb #049470837e
+# %% ../nbs/02_cleaning.ipynb #26691cb2
 @dataclass(frozen=True)
 class GopherLimits:
     "The rules of Gopher for a single text (Rae et al. 2021, appendix A.1.1). The defaults are the paper's, for English."
@@ -406,7 +406,7 @@ def gopher_quality(text: str, lang: str = "en", limits: Mapping[str, GopherLimit
     if len(rule.common & {w.lower().strip(".,;:!?\"'()") for w in words}) < rule.least_common: return "gopher: no common words"
     return None
 
-# %% ../nbs/02_cleaning.ipynb #b257be8d49
+# %% ../nbs/02_cleaning.ipynb #c8e55178
 REPEATED_LINES = {"lines": (0.30, 0.20), "paragraphs": (0.30, 0.20)}  # largest share of repeats: by number, by characters
 TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}  # largest share of characters in the most frequent n-gram
 STRETCH = {"zh": 2}  # how many characters stand for a word; a departure from the paper, which has English in mind
@@ -447,7 +447,7 @@ def c4_page(text: str, lang: str = "en") -> str | None:
     if len(re.findall(r"[.!?。！？…]+[\"'”’」』)）]*(?=\s|$|[\u3400-\u9fff“「])", text)) < 3: return "c4: fewer than three sentences"
     return None
 
-# %% ../nbs/02_cleaning.ipynb #fae9d7a9ba
+# %% ../nbs/02_cleaning.ipynb #5f3c47fe
 def c4_lines(text: str, least: int = 5) -> str:
     "Only lines that end like a sentence and have `least` words (Chinese: twice as many characters): C4's rule on lines (Raffel et al. 2020)."
     def wanted(line: str) -> bool:
@@ -456,7 +456,7 @@ def c4_lines(text: str, least: int = 5) -> str:
 
     return "\n".join(line for line in text.split("\n") if wanted(line))
 
-# %% ../nbs/02_cleaning.ipynb #ada4f1fd6e
+# %% ../nbs/02_cleaning.ipynb #3563f4b1
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # base of the polynomials; odd, so that no factor is lost modulo 2**64
 
 
@@ -469,18 +469,23 @@ def mix(x: np.ndarray) -> np.ndarray: # uint64
 
 
 @cache
-def _characters() -> tuple[np.ndarray, np.ndarray]: # for each code point: kind (0 none, 1 letter or digit, 2 stands alone), hash
+def _characters() -> tuple[np.ndarray, np.ndarray, np.ndarray]: # by code point: kind (0 none, 1 letter or digit, 2 stands alone), hash, hash in lower case
     kind = np.fromiter(map(str.isalnum, map(chr, range(0x110000))), np.uint8, 0x110000)
     for start, end in ((0x3040, 0x30FF), (0x3400, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF)): kind[start : end + 1] *= 2  # kana, Han
-    return kind, mix(np.arange(0x110000, dtype=np.uint64))
+    lower = np.fromiter((ord(chr(c).lower()[0]) for c in range(0x110000)), np.uint32, 0x110000)
+    hashes = mix(np.arange(0x110000, dtype=np.uint64))
+    return kind, hashes, np.where(kind > 0, hashes[lower], 0)  # what belongs to no token adds nothing
 
 
-def _powers(n: int) -> np.ndarray: return np.cumprod(np.full(n, _ODD))
+@cache
+def _powers(n: int) -> tuple[np.ndarray, np.ndarray]: # of the base, from 1 up, and of its inverse modulo 2**64
+    inverse = pow(int(_ODD), -1, 2**64)
+    return tuple(np.cumprod(np.concatenate([[1], np.full(n - 1, base, np.uint64)]), dtype=np.uint64) for base in (_ODD, np.uint64(inverse)))
 
 
-def _code_points(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: # all characters in a row; where each text begins, and the end
-    ends = np.cumsum([0, *map(len, texts)])
-    return np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32), ends
+def _code_points(texts: Sequence[str], between: str = "") -> tuple[np.ndarray, np.ndarray]: # all characters in a row; where each text begins, and the end
+    bounds = np.cumsum([0, *(len(text) + len(between) for text in texts)])
+    return np.frombuffer((between.join(texts) + between * (len(texts) > 0)).encode("utf-32-le", "surrogatepass"), np.uint32), bounds
 
 
 def char_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: # uint64; where each text begins in it, and the end
@@ -491,18 +496,23 @@ def char_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: # uint64
 
 def token_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: # uint64; where each text begins in it, and the end
     "A hash for each token of each text: a run of letters and digits in lower case, or a single Chinese character. The rest is skipped."
-    # lower() makes one letter longer; so that the places stay right it comes first. A space after each text ends its last word.
-    codes, bounds = _code_points([text.lower() + " " for text in texts])
-    kinds, hashes = _characters()
+    hashes, bounds, _ = located_tokens(texts)
+    return hashes, bounds
+
+
+def located_tokens(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]: # as token_hashes; and where each token begins in its text
+    "Hashes of tokens, and their places."
+    codes, ends = _code_points(texts, " ")  # a space ends the last word of each text
+    kinds, _, hashes = _characters()
     kind = kinds[codes]
-    starts = (kind == 2) | ((kind == 1) & (np.concatenate([[0], kind[:-1]]) != 1))
-    inside = np.flatnonzero(kind)
-    first = np.flatnonzero(starts[inside])  # where tokens begin among the characters that belong to one
-    lengths = np.diff(np.append(first, len(inside)))
-    place = np.arange(len(inside)) - np.repeat(first, lengths)
-    letters = hashes[codes[inside]] * _powers(int(lengths.max(initial=0)) + 1)[place]
-    tokens = np.add.reduceat(letters, first) if len(first) else np.empty(0, np.uint64)
-    return mix(tokens), np.searchsorted(np.flatnonzero(starts), bounds)
+    letter = kind == 1
+    letter[1:] &= kind[:-1] != 1  # the first letter of a word
+    at = np.flatnonzero(letter | (kind == 2))
+    # Each character's hash times a power of its place, added up from one token to the next; then divided by the power of the token's place.
+    power, inverse = _powers(1 << max(10, len(codes).bit_length()))
+    tokens = np.add.reduceat(hashes[codes] * power[: len(codes)], at) * inverse[at] if len(at) else np.empty(0, np.uint64)
+    bounds = np.searchsorted(at, ends)
+    return mix(tokens), bounds, at - np.repeat(ends[:-1], np.diff(bounds))
 
 
 def ngram_hashes(
@@ -513,19 +523,18 @@ def ngram_hashes(
 ) -> tuple[np.ndarray, np.ndarray]: # uint64, in the order of the text; and bounds
     "A hash for each sequence of n tokens within a text."
     if n < 1: raise ValueError(f"n is the number of tokens in a sequence, at least 1, not {n}")
-    length = np.diff(bounds)
+    length, power = np.diff(bounds), _powers(1 << max(10, n.bit_length()))[0]
     number = np.maximum(length - n + 1, 0)
-    if short: number = np.where((number == 0) & (length > 0), 1, number)
+    brief = (length > 0) & (length < n) if short else np.zeros(len(length), bool)
+    number[brief] = 1
     out = np.concatenate([[0], np.cumsum(number)])
-    at = np.arange(out[-1]) + np.repeat(bounds[:-1] - out[:-1], number)
-    end = np.repeat(bounds[1:], number)
-    total, power = np.zeros(len(at), np.uint64), _powers(n)
-    for k in range(n):
-        if not short: total += hashes[at + k] * power[k]
-        else: total += np.where(at + k < end, hashes[np.minimum(at + k, len(hashes) - 1)], np.uint64(0)) * power[k]
+    rolling = np.zeros(len(hashes), np.uint64)  # over the borders of texts too; those are left out below
+    for k in range(min(n, len(hashes))): rolling[: len(hashes) - k] += hashes[k:] * power[k]
+    total = rolling[np.arange(out[-1]) + np.repeat(bounds[:-1] - out[:-1], number)]
+    for k in np.flatnonzero(brief): total[out[k]] = (hashes[bounds[k] : bounds[k + 1]] * power[: length[k]]).sum(dtype=np.uint64)
     return mix(total), out
 
-# %% ../nbs/02_cleaning.ipynb #59f59f41ec
+# %% ../nbs/02_cleaning.ipynb #0e98df13
 def hashed_features(
     texts: Sequence[str],
     size: int = 4096,  # slots
@@ -617,7 +626,7 @@ def fit_quality(
     good, bad = list(good), list(bad)
     return Quality(fit_logistic(hashed_features([*good, *bad]), [True] * len(good) + [False] * len(bad), l2=0.01, steps=50), at_least)
 
-# %% ../nbs/02_cleaning.ipynb #9178282d80
+# %% ../nbs/02_cleaning.ipynb #9a359f62
 @dataclass(frozen=True)
 class ExactDuplicates:
     """Copies of a text that came before it. Case, spaces and punctuation do not count.
@@ -638,7 +647,7 @@ class ExactDuplicates:
         seen: set[bytes] = set()
         return [None if key is None or (key not in seen and not seen.add(key)) else "exact duplicate" for key in keys]
 
-# %% ../nbs/02_cleaning.ipynb #c229dfba2d
+# %% ../nbs/02_cleaning.ipynb #9592f6c7
 ROWS = 1000  # rows that a step gets at once
 UNFINISHED, MANIFEST = ".unfinished", "manifest.json"
 
@@ -742,7 +751,7 @@ def _encode(table: Any, form: str) -> bytes:
 
 FORMATS = ("jsonl", "csv", "parquet")
 
-# %% ../nbs/02_cleaning.ipynb #d64f599359
+# %% ../nbs/02_cleaning.ipynb #092b7685
 @dataclass(frozen=True)
 class _Run:
     "One run of `clean`: where it works, and with what."
@@ -956,7 +965,7 @@ def _write_shards(run: _Run, n_chunks: int, digest: str) -> dict[str, Any]:
     shutil.rmtree(run.work, ignore_errors=True)
     return json.loads(json.dumps(manifest))
 
-# %% ../nbs/02_cleaning.ipynb #141d90d80e
+# %% ../nbs/02_cleaning.ipynb #5865af41
 def verify_manifest(folder: str | Path) -> dict[str, Any]: # the manifest
     "Check every shard of a folder against its manifest. A CleaningError says what is missing, changed or too much."
     folder = Path(folder)
@@ -996,7 +1005,7 @@ def funnel(manifest: Mapping[str, Any]) -> list[tuple[str, int]]: # what a step 
         rows.append((entry["step"], left))
     return rows
 
-# %% ../nbs/02_cleaning.ipynb #7e2c09d7cc
+# %% ../nbs/02_cleaning.ipynb #bf724117
 @dataclass(frozen=True)
 class Mark:
     "A step that drops the rows with certain ids: how a decision about the whole corpus gets back into batches."
