@@ -6,7 +6,7 @@
 __all__ = ['MinHash', 'similarity', 'collision', 'bands_for', 'candidate_pairs', 'near_duplicates', 'NearDuplicates',
            'repeated_passages', 'cut_passages', 'cut_repetition', 'overlap', 'Contaminated', 'fit_contaminated']
 
-# %% ../nbs/02_duplicates.ipynb #6ec10606
+# %% ../nbs/02_duplicates.ipynb #bf98d7bdc8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ import numpy as np
 
 from .cleaning import Batch, CleaningError, char_hashes, column, drop, living, located_tokens, mix, ngram_hashes, token_hashes
 
-# %% ../nbs/02_duplicates.ipynb #9387f9de
+# %% ../nbs/02_duplicates.ipynb #daa6686e5e
 @dataclass(frozen=True)
 class MinHash:
     """Signatures of texts: for each of `permutations` random orders the least of a text's shingles (Broder 1997).
 
     Shingles are sequences of `n` tokens (words, or single Chinese characters; see `token_hashes`), or of characters. The orders are those of
-    (a*x + b) mod 2**32 for the shingle's 32-bit hash x, with a odd: a cheaper family than that of a large prime, and the shingle's hash is well mixed.
+    a*x mod 2**32 for the shingle's 32-bit hash x, with a odd: a cheaper family than that of a large prime, and enough where x is well mixed.
     """
 
     permutations: int = 128
@@ -41,8 +41,7 @@ class MinHash:
     def signatures(self, texts: Sequence[str]) -> np.ndarray: # (texts, permutations), uint32
         "The signature of each text. A text without shingles has the largest number everywhere."
         out = np.full((len(texts), self.permutations), np.iinfo(np.uint32).max, np.uint32)
-        random = np.random.Generator(np.random.PCG64(self.seed)).integers(0, 2**32, (2, self.permutations), dtype=np.uint32)
-        a, b = random[0] | np.uint32(1), random[1]
+        a = np.random.Generator(np.random.PCG64(self.seed)).integers(0, 2**32, self.permutations, dtype=np.uint32) | np.uint32(1)
         ends = np.cumsum([len(text) for text in texts])
         at = 0
         while at < len(texts):  # in blocks of some ten thousand characters, which stay in the processor's cache
@@ -52,7 +51,6 @@ class MinHash:
             moved, least = np.empty_like(x), np.empty((self.permutations, len(rows)), np.uint32)
             for k in range(self.permutations if len(rows) else 0):
                 np.multiply(x, a[k], out=moved)
-                np.add(moved, b[k], out=moved)
                 np.minimum.reduceat(moved, bounds[rows], out=least[k])
             out[at + rows] = least.T
             at = stop
@@ -67,7 +65,7 @@ def similarity(
     "The estimated Jaccard similarity of pairs: the share of equal numbers in their signatures."
     return np.concatenate([np.empty(0), *((signatures[p[:, 0]] == signatures[p[:, 1]]).mean(axis=1) for p in np.array_split(pairs, len(pairs) // block + 1))])
 
-# %% ../nbs/02_duplicates.ipynb #65ef9ea8
+# %% ../nbs/02_duplicates.ipynb #846b73b524
 def collision(
     j: float | np.ndarray,  # Jaccard similarity
     bands: int,
@@ -112,7 +110,7 @@ def candidate_pairs(
     later, earlier = np.divmod(np.unique(np.concatenate(found)), max(n, 1))
     return np.stack([earlier, later], axis=1)
 
-# %% ../nbs/02_duplicates.ipynb #d68270cb
+# %% ../nbs/02_duplicates.ipynb #12dec9df0a
 def near_duplicates(
     signatures: np.ndarray,  # (texts, permutations), uint32
     threshold: float = 0.8,  # estimated Jaccard similarity from which two texts are nearly the same
@@ -153,7 +151,7 @@ class NearDuplicates:
             if twin >= 0: reasons[row] = "near duplicate"
         return reasons
 
-# %% ../nbs/02_duplicates.ipynb #5c6ef7c7
+# %% ../nbs/02_duplicates.ipynb #26087868b4
 def repeated_passages(
     texts: Sequence[str],
     n: int = 50,  # tokens: passages of this length or longer (Lee et al. 2022 take 50)
@@ -193,7 +191,7 @@ def cut_repetition(text: str, n: int = 50) -> str:
     "A text without passages of `n` tokens or more that it has said before: for `lmbook.cleaning.Rewrite`."
     return cut_passages(text, repeated_passages([text], n)[0])
 
-# %% ../nbs/02_duplicates.ipynb #de85279c
+# %% ../nbs/02_duplicates.ipynb #7264554cbb
 def overlap(
     tests: Sequence[str],  # what a model will be judged by
     training: Iterable[Sequence[str]],  # the training texts, in batches
