@@ -13,7 +13,7 @@ __all__ = ['NARROW', 'INVISIBLE', 'SPACES', 'BREAKS', 'HIDDEN', 'INLINE', 'VOID'
            'ngram_hashes', 'hashed_features', 'Logistic', 'fit_logistic', 'Quality', 'fit_quality', 'ExactDuplicates',
            'describe', 'step_name', 'apply_steps', 'clean', 'verify_manifest', 'read_shards', 'funnel', 'Mark']
 
-# %% ../nbs/02_cleaning.ipynb #a845bf9b
+# %% ../nbs/02_cleaning.ipynb #36f8894d
 import csv
 import datetime
 import hashlib
@@ -43,7 +43,7 @@ import numpy as np
 from . import __version__
 from .corpora import Corpus, Record, read_corpus
 
-# %% ../nbs/02_cleaning.ipynb #cb668f3b
+# %% ../nbs/02_cleaning.ipynb #20bc86a3
 NARROW = {wide: wide - 0xFEE0 for wide in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}  # １Ａａ -> 1Aa
 INVISIBLE = re.compile(  # categories Cc, Cf, Co, Cs and non-characters, without \t, \n, the joiners U+200C/D and emoji tags
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
@@ -63,11 +63,11 @@ def normalise(text: str) -> str:
     text = re.sub(r"[ \t]+$", "", unicodedata.normalize("NFC", text), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
-# %% ../nbs/02_cleaning.ipynb #c8a096f9
+# %% ../nbs/02_cleaning.ipynb #d3882606
 HIDDEN = frozenset("script style noscript template svg math head nav footer aside form button select textarea iframe".split())
-INLINE = frozenset("a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q s samp small span strong sub sup time tt u var wbr".split())
+INLINE = frozenset("a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q s samp script small span strong style sub sup template time tt u var wbr".split())
 VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
-LOOKS_LIKE_HTML = re.compile(r"<(?:!doctype|html|head|body|div|p|br|span|a|h[1-6]|ul|li|table|script|img)\b[^<>]*>", re.IGNORECASE)
+LOOKS_LIKE_HTML = re.compile(r"<(?:!doctype|html|head|body|div|p|pre|br|span|a|h[1-6]|ul|li|table|section|article|script|img)\b[^<>]*>", re.IGNORECASE)
 
 
 class _Page(html.parser.HTMLParser):
@@ -112,7 +112,7 @@ def strip_html(
     kept = (block.strip() for block, links in parser.blocks if block.strip() and links <= link_density * len(block.strip()))
     return "\n".join(kept)
 
-# %% ../nbs/02_cleaning.ipynb #e984fbb1
+# %% ../nbs/02_cleaning.ipynb #aaa04580
 BOILERPLATE = re.compile(
     r"java\s?script|cookies? (?:policy|settings)|(?:uses?|use of|accept|our) cookies|terms of (?:use|service)|privacy policy|all rights reserved|"
     r"(?:sign|log) (?:in|up)\b|subscribe to|newsletter|click here|read more|share (?:this|on)|powered by|skip to (?:main )?content|"
@@ -132,7 +132,7 @@ def drop_boilerplate(
 
 HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese characters
 
-# %% ../nbs/02_cleaning.ipynb #e39008c0
+# %% ../nbs/02_cleaning.ipynb #99bd3dd8
 class CleaningError(ValueError):
     "Something about a corpus, a step or a folder of shards that a user can mend. The message says what, and what to do about it."
 
@@ -222,12 +222,12 @@ def script(text: str) -> str: # "zh" if Chinese characters make a third of the l
     "Which rules to apply to a text whose language nobody told: a glance, no identification."
     return "zh" if 3 * len(HAN.findall(text)) > sum(map(str.isalpha, text)) else "en"
 
-# %% ../nbs/02_cleaning.ipynb #fcfa9bd6
+# %% ../nbs/02_cleaning.ipynb #979b32a1
 def empty(text: str, lang: str = "") -> str | None:
     "Drop texts without a letter or digit."
     return None if any(map(str.isalnum, text)) else "empty"
 
-# %% ../nbs/02_cleaning.ipynb #a7713f7e
+# %% ../nbs/02_cleaning.ipynb #471d497b
 @cache
 def _identifier() -> Any:
     module = _import("py3langid.langid")
@@ -259,7 +259,7 @@ class Language:
             if lang not in self.keep: reasons[row] = f"language: {lang}"
         return drop({**batch, "lang": langs}, reasons)
 
-# %% ../nbs/02_cleaning.ipynb #4280f1ec
+# %% ../nbs/02_cleaning.ipynb #3703990b
 @cache
 def _converter(config: str) -> Any: return _import("opencc").OpenCC(config)
 
@@ -278,7 +278,7 @@ def chinese_script(text: str) -> str | None: # "simplified", "traditional", or N
     if changed["s2t"] == changed["t2s"]: return None
     return "simplified" if changed["s2t"] > changed["t2s"] else "traditional"
 
-# %% ../nbs/02_cleaning.ipynb #a8694164
+# %% ../nbs/02_cleaning.ipynb #5ef98dd4
 def valid_cn_id(number: str) -> bool:
     "Whether 18 characters are a Chinese resident identity number: a date of birth, and the check digit of ISO 7064, MOD 11-2 (GB 11643)."
     if not re.fullmatch(r"[1-9]\d{16}[\dXx]", number, re.ASCII): return False
@@ -293,9 +293,9 @@ def valid_card(number: str) -> bool:
     doubled = [int(c) * (2 - (len(number) - i) % 2) for i, c in enumerate(number)]  # every second one, from the right
     return sum(d - 9 * (d > 9) for d in doubled) % 10 == 0
 
-# %% ../nbs/02_cleaning.ipynb #2994b5e7
+# %% ../nbs/02_cleaning.ipynb #4727d822
 WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2010: 0x2D, 0x2011: 0x2D, 0x2013: 0x2D}  # one for one
-DIGIT_AROUND = r"(?<![\dA-Za-z_.+-])(?<!\d[ ])", r"(?![\dA-Za-z_]|[.-]\d)"
+DIGIT_AROUND = r"(?<![\dA-Za-z_.+-])", r"(?![\dA-Za-z_]|[.-]\d)"
 VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|版本|版本号|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
 
 
@@ -352,13 +352,15 @@ def find_personal_data(text: str) -> list[tuple[int, int, str]]: # (start, end, 
 
 def mask_personal_data(text: str) -> str: # "Call <PHONE>."
     "The text with each piece of personal data replaced by its kind in angle brackets. A second time nothing changes."
-    at, out = 0, []
-    for start, end, kind in find_personal_data(text):
-        out += [text[at:start], f"<{kind}>"]
-        at = end
-    return "".join([*out, text[at:]])
+    while found := find_personal_data(text):  # again, for what only stands free now that its neighbour is gone
+        at, out = 0, []
+        for start, end, kind in found:
+            out += [text[at:start], f"<{kind}>"]
+            at = end
+        text = "".join([*out, text[at:]])
+    return text
 
-# %% ../nbs/02_cleaning.ipynb #b60b767f
+# %% ../nbs/02_cleaning.ipynb #3c8eb111
 @dataclass(frozen=True)
 class GopherLimits:
     "The rules of Gopher for a single text (Rae et al. 2021, appendix A.1.1). The defaults are the paper's, for English."
@@ -406,7 +408,7 @@ def gopher_quality(text: str, lang: str = "en", limits: Mapping[str, GopherLimit
     if len(rule.common & {w.lower().strip(".,;:!?\"'()") for w in words}) < rule.least_common: return "gopher: no common words"
     return None
 
-# %% ../nbs/02_cleaning.ipynb #59db6008
+# %% ../nbs/02_cleaning.ipynb #c82c6fee
 REPEATED_LINES = {"lines": (0.30, 0.20), "paragraphs": (0.30, 0.20)}  # largest share of repeats: by number, by characters
 TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}  # largest share of characters in the most frequent n-gram
 STRETCH = {"zh": 2}  # how many characters stand for a word; a departure from the paper, which has English in mind
@@ -447,7 +449,7 @@ def c4_page(text: str, lang: str = "en") -> str | None:
     if len(re.findall(r"[.!?。！？…]+[\"'”’」』)）]*(?=\s|$|[\u3400-\u9fff“「])", text)) < 3: return "c4: fewer than three sentences"
     return None
 
-# %% ../nbs/02_cleaning.ipynb #24eb1158
+# %% ../nbs/02_cleaning.ipynb #c6bc1a7c
 def c4_lines(text: str, least: int = 5) -> str:
     "Only lines that end like a sentence and have `least` words (Chinese: twice as many characters): C4's rule on lines (Raffel et al. 2020)."
     def wanted(line: str) -> bool:
@@ -456,7 +458,7 @@ def c4_lines(text: str, least: int = 5) -> str:
 
     return "\n".join(line for line in text.split("\n") if wanted(line))
 
-# %% ../nbs/02_cleaning.ipynb #e10366f0
+# %% ../nbs/02_cleaning.ipynb #f5016ece
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # base of the polynomials; odd, so that no factor is lost modulo 2**64
 
 
@@ -536,7 +538,7 @@ def ngram_hashes(
     for k in np.flatnonzero(brief): total[out[k]] = (hashes[bounds[k] : bounds[k + 1]] * power[: length[k]]).sum(dtype=np.uint64)
     return mix(total), out
 
-# %% ../nbs/02_cleaning.ipynb #de20401b
+# %% ../nbs/02_cleaning.ipynb #e28945a5
 def hashed_features(
     texts: Sequence[str],
     size: int = 4096,  # slots
@@ -628,7 +630,7 @@ def fit_quality(
     good, bad = list(good), list(bad)
     return Quality(fit_logistic(hashed_features([*good, *bad]), [True] * len(good) + [False] * len(bad), l2=0.01, steps=50), at_least)
 
-# %% ../nbs/02_cleaning.ipynb #87b961f4
+# %% ../nbs/02_cleaning.ipynb #c5ab3d49
 @dataclass(frozen=True)
 class ExactDuplicates:
     """Copies of a text that came before it. Case, spaces and punctuation do not count.
@@ -649,7 +651,7 @@ class ExactDuplicates:
         seen: set[bytes] = set()
         return [None if key is None or (key not in seen and not seen.add(key)) else "exact duplicate" for key in keys]
 
-# %% ../nbs/02_cleaning.ipynb #28cd22d1
+# %% ../nbs/02_cleaning.ipynb #bd5292a8
 ROWS = 1000  # rows that a step gets at once
 UNFINISHED, MANIFEST = ".unfinished", "manifest.json"
 
@@ -677,6 +679,8 @@ def describe(step: Any) -> Any: # what JSON can hold
     out = {"name": name if module == "__main__" else f"{module}.{name}"}
     if is_dataclass(step): out |= {"settings": {f.name: describe(getattr(step, f.name)) for f in fields(step)}}
     elif not hasattr(step, "__qualname__"): out |= {"settings": {key: describe(value) for key, value in vars(step).items()}}
+    if captured := [*(getattr(step, "__defaults__", None) or ()), *(cell.cell_contents for cell in getattr(step, "__closure__", None) or ())]:
+        out |= {"captured": [*map(describe, captured)]}
     return out | ({"code": found} if callable(step) and (found := _code_hash(step)) else {})
 
 
@@ -753,7 +757,7 @@ def _encode(table: Any, form: str) -> bytes:
 
 FORMATS = ("jsonl", "csv", "parquet")
 
-# %% ../nbs/02_cleaning.ipynb #c882d6f1
+# %% ../nbs/02_cleaning.ipynb #c66a66f2
 @dataclass(frozen=True)
 class _Run:
     "One run of `clean`: where it works, and with what."
@@ -863,7 +867,7 @@ def clean(
     """Clean a corpus into shards. A run that was killed goes on where it stopped when it is called again, and ends with the same bytes.
 
     Raises CleaningError for an empty corpus, one of which nothing is left, a folder made with other steps or from another corpus, and for
-    steps that break the rules for steps. Columns that hold keys do not appear in the shards.
+    steps that break the rules for steps. Columns that hold keys do not appear in the shards. CSV knows no None: it is an empty field there.
     """
     if format not in FORMATS: raise CleaningError(f"format is one of {', '.join(FORMATS)}, not {format!r}.")
     if shard_size < 1 or workers < 1: raise CleaningError("shard_size and workers are numbers of at least 1.")
@@ -967,7 +971,7 @@ def _write_shards(run: _Run, n_chunks: int, digest: str) -> dict[str, Any]:
     shutil.rmtree(run.work, ignore_errors=True)
     return json.loads(json.dumps(manifest))
 
-# %% ../nbs/02_cleaning.ipynb #6ff3a30b
+# %% ../nbs/02_cleaning.ipynb #786e4aa3
 def verify_manifest(folder: str | Path) -> dict[str, Any]: # the manifest
     "Check every shard of a folder against its manifest. A CleaningError says what is missing, changed or too much."
     folder = Path(folder)
@@ -1007,7 +1011,7 @@ def funnel(manifest: Mapping[str, Any]) -> list[tuple[str, int]]: # what a step 
         rows.append((entry["step"], left))
     return rows
 
-# %% ../nbs/02_cleaning.ipynb #6eaf42d8
+# %% ../nbs/02_cleaning.ipynb #12b69e44
 @dataclass(frozen=True)
 class Mark:
     "A step that drops the rows with certain ids: how a decision about the whole corpus gets back into batches."
