@@ -13,7 +13,7 @@ __all__ = ['NARROW', 'INVISIBLE', 'SPACES', 'BREAKS', 'HIDDEN', 'INLINE', 'VOID'
            'ngram_hashes', 'hashed_features', 'Logistic', 'fit_logistic', 'Quality', 'fit_quality', 'ExactDuplicates',
            'describe', 'step_name', 'apply_steps', 'clean', 'verify_manifest', 'read_shards', 'funnel', 'Mark']
 
-# %% ../nbs/02_cleaning.ipynb #36f8894d
+# %% ../nbs/02_cleaning.ipynb #e518ffca94
 import csv
 import datetime
 import hashlib
@@ -43,7 +43,7 @@ import numpy as np
 from . import __version__
 from .corpora import Corpus, Record, read_corpus
 
-# %% ../nbs/02_cleaning.ipynb #20bc86a3
+# %% ../nbs/02_cleaning.ipynb #32dcef19c6
 NARROW = {wide: wide - 0xFEE0 for wide in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}  # １Ａａ -> 1Aa
 INVISIBLE = re.compile(  # categories Cc, Cf, Co, Cs and non-characters, without \t, \n, the joiners U+200C/D and emoji tags
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
@@ -63,7 +63,7 @@ def normalise(text: str) -> str:
     text = re.sub(r"[ \t]+$", "", unicodedata.normalize("NFC", text), flags=re.MULTILINE)
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
-# %% ../nbs/02_cleaning.ipynb #d3882606
+# %% ../nbs/02_cleaning.ipynb #632e1ba155
 HIDDEN = frozenset("script style noscript template svg math head nav footer aside form button select textarea iframe".split())
 INLINE = frozenset("a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q s samp script small span strong style sub sup template time tt u var wbr".split())
 VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
@@ -112,7 +112,7 @@ def strip_html(
     kept = (block.strip() for block, links in parser.blocks if block.strip() and links <= link_density * len(block.strip()))
     return "\n".join(kept)
 
-# %% ../nbs/02_cleaning.ipynb #aaa04580
+# %% ../nbs/02_cleaning.ipynb #d8cfaa3e9f
 BOILERPLATE = re.compile(
     r"java\s?script|cookies? (?:policy|settings)|(?:uses?|use of|accept|our) cookies|terms of (?:use|service)|privacy policy|all rights reserved|"
     r"(?:sign|log) (?:in|up)\b|subscribe to|newsletter|click here|read more|share (?:this|on)|powered by|skip to (?:main )?content|"
@@ -132,7 +132,7 @@ def drop_boilerplate(
 
 HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese characters
 
-# %% ../nbs/02_cleaning.ipynb #99bd3dd8
+# %% ../nbs/02_cleaning.ipynb #bb3c4b3663
 class CleaningError(ValueError):
     "Something about a corpus, a step or a folder of shards that a user can mend. The message says what, and what to do about it."
 
@@ -222,12 +222,12 @@ def script(text: str) -> str: # "zh" if Chinese characters make a third of the l
     "Which rules to apply to a text whose language nobody told: a glance, no identification."
     return "zh" if 3 * len(HAN.findall(text)) > sum(map(str.isalpha, text)) else "en"
 
-# %% ../nbs/02_cleaning.ipynb #979b32a1
+# %% ../nbs/02_cleaning.ipynb #e42811e3d9
 def empty(text: str, lang: str = "") -> str | None:
     "Drop texts without a letter or digit."
     return None if any(map(str.isalnum, text)) else "empty"
 
-# %% ../nbs/02_cleaning.ipynb #471d497b
+# %% ../nbs/02_cleaning.ipynb #a6c23fc509
 @cache
 def _identifier() -> Any:
     module = _import("py3langid.langid")
@@ -259,7 +259,7 @@ class Language:
             if lang not in self.keep: reasons[row] = f"language: {lang}"
         return drop({**batch, "lang": langs}, reasons)
 
-# %% ../nbs/02_cleaning.ipynb #3703990b
+# %% ../nbs/02_cleaning.ipynb #5e07a507d4
 @cache
 def _converter(config: str) -> Any: return _import("opencc").OpenCC(config)
 
@@ -278,7 +278,7 @@ def chinese_script(text: str) -> str | None: # "simplified", "traditional", or N
     if changed["s2t"] == changed["t2s"]: return None
     return "simplified" if changed["s2t"] > changed["t2s"] else "traditional"
 
-# %% ../nbs/02_cleaning.ipynb #5ef98dd4
+# %% ../nbs/02_cleaning.ipynb #4d448db693
 def valid_cn_id(number: str) -> bool:
     "Whether 18 characters are a Chinese resident identity number: a date of birth, and the check digit of ISO 7064, MOD 11-2 (GB 11643)."
     if not re.fullmatch(r"[1-9]\d{16}[\dXx]", number, re.ASCII): return False
@@ -293,7 +293,7 @@ def valid_card(number: str) -> bool:
     doubled = [int(c) * (2 - (len(number) - i) % 2) for i, c in enumerate(number)]  # every second one, from the right
     return sum(d - 9 * (d > 9) for d in doubled) % 10 == 0
 
-# %% ../nbs/02_cleaning.ipynb #4727d822
+# %% ../nbs/02_cleaning.ipynb #937f9de803
 WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2010: 0x2D, 0x2011: 0x2D, 0x2013: 0x2D}  # one for one
 DIGIT_AROUND = r"(?<![\dA-Za-z_.+-])", r"(?![\dA-Za-z_]|[.-]\d)"
 VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|版本|版本号|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
@@ -360,7 +360,7 @@ def mask_personal_data(text: str) -> str: # "Call <PHONE>."
         text = "".join([*out, text[at:]])
     return text
 
-# %% ../nbs/02_cleaning.ipynb #3c8eb111
+# %% ../nbs/02_cleaning.ipynb #049470837e
 @dataclass(frozen=True)
 class GopherLimits:
     "The rules of Gopher for a single text (Rae et al. 2021, appendix A.1.1). The defaults are the paper's, for English."
@@ -408,7 +408,7 @@ def gopher_quality(text: str, lang: str = "en", limits: Mapping[str, GopherLimit
     if len(rule.common & {w.lower().strip(".,;:!?\"'()") for w in words}) < rule.least_common: return "gopher: no common words"
     return None
 
-# %% ../nbs/02_cleaning.ipynb #c82c6fee
+# %% ../nbs/02_cleaning.ipynb #b257be8d49
 REPEATED_LINES = {"lines": (0.30, 0.20), "paragraphs": (0.30, 0.20)}  # largest share of repeats: by number, by characters
 TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}  # largest share of characters in the most frequent n-gram
 STRETCH = {"zh": 2}  # how many characters stand for a word; a departure from the paper, which has English in mind
@@ -449,7 +449,7 @@ def c4_page(text: str, lang: str = "en") -> str | None:
     if len(re.findall(r"[.!?。！？…]+[\"'”’」』)）]*(?=\s|$|[\u3400-\u9fff“「])", text)) < 3: return "c4: fewer than three sentences"
     return None
 
-# %% ../nbs/02_cleaning.ipynb #c6bc1a7c
+# %% ../nbs/02_cleaning.ipynb #fae9d7a9ba
 def c4_lines(text: str, least: int = 5) -> str:
     "Only lines that end like a sentence and have `least` words (Chinese: twice as many characters): C4's rule on lines (Raffel et al. 2020)."
     def wanted(line: str) -> bool:
@@ -458,7 +458,7 @@ def c4_lines(text: str, least: int = 5) -> str:
 
     return "\n".join(line for line in text.split("\n") if wanted(line))
 
-# %% ../nbs/02_cleaning.ipynb #f5016ece
+# %% ../nbs/02_cleaning.ipynb #4f6dc32433
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # base of the polynomials; odd, so that no factor is lost modulo 2**64
 
 
@@ -538,7 +538,7 @@ def ngram_hashes(
     for k in np.flatnonzero(brief): total[out[k]] = (hashes[bounds[k] : bounds[k + 1]] * power[: length[k]]).sum(dtype=np.uint64)
     return mix(total), out
 
-# %% ../nbs/02_cleaning.ipynb #e28945a5
+# %% ../nbs/02_cleaning.ipynb #59f59f41ec
 def hashed_features(
     texts: Sequence[str],
     size: int = 4096,  # slots
@@ -630,7 +630,7 @@ def fit_quality(
     good, bad = list(good), list(bad)
     return Quality(fit_logistic(hashed_features([*good, *bad]), [True] * len(good) + [False] * len(bad), l2=0.01, steps=50), at_least)
 
-# %% ../nbs/02_cleaning.ipynb #c5ab3d49
+# %% ../nbs/02_cleaning.ipynb #9178282d80
 @dataclass(frozen=True)
 class ExactDuplicates:
     """Copies of a text that came before it. Case, spaces and punctuation do not count.
@@ -651,7 +651,7 @@ class ExactDuplicates:
         seen: set[bytes] = set()
         return [None if key is None or (key not in seen and not seen.add(key)) else "exact duplicate" for key in keys]
 
-# %% ../nbs/02_cleaning.ipynb #bd5292a8
+# %% ../nbs/02_cleaning.ipynb #38b1d198d9
 ROWS = 1000  # rows that a step gets at once
 UNFINISHED, MANIFEST = ".unfinished", "manifest.json"
 
@@ -757,7 +757,7 @@ def _encode(table: Any, form: str) -> bytes:
 
 FORMATS = ("jsonl", "csv", "parquet")
 
-# %% ../nbs/02_cleaning.ipynb #c66a66f2
+# %% ../nbs/02_cleaning.ipynb #3214ef874d
 @dataclass(frozen=True)
 class _Run:
     "One run of `clean`: where it works, and with what."
@@ -971,7 +971,7 @@ def _write_shards(run: _Run, n_chunks: int, digest: str) -> dict[str, Any]:
     shutil.rmtree(run.work, ignore_errors=True)
     return json.loads(json.dumps(manifest))
 
-# %% ../nbs/02_cleaning.ipynb #786e4aa3
+# %% ../nbs/02_cleaning.ipynb #141d90d80e
 def verify_manifest(folder: str | Path) -> dict[str, Any]: # the manifest
     "Check every shard of a folder against its manifest. A CleaningError says what is missing, changed or too much."
     folder = Path(folder)
@@ -1011,7 +1011,7 @@ def funnel(manifest: Mapping[str, Any]) -> list[tuple[str, int]]: # what a step 
         rows.append((entry["step"], left))
     return rows
 
-# %% ../nbs/02_cleaning.ipynb #12b69e44
+# %% ../nbs/02_cleaning.ipynb #7e2c09d7cc
 @dataclass(frozen=True)
 class Mark:
     "A step that drops the rows with certain ids: how a decision about the whole corpus gets back into batches."

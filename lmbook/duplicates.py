@@ -6,7 +6,7 @@
 __all__ = ['MinHash', 'similarity', 'collision', 'bands_for', 'candidate_pairs', 'near_duplicates', 'NearDuplicates',
            'repeated_passages', 'cut_passages', 'cut_repetition', 'overlap', 'Contaminated', 'fit_contaminated']
 
-# %% ../nbs/02_duplicates.ipynb #0be42a27
+# %% ../nbs/02_duplicates.ipynb #bf98d7bdc8
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from .cleaning import Batch, CleaningError, char_hashes, column, drop, living, located_tokens, mix, ngram_hashes, token_hashes
 
-# %% ../nbs/02_duplicates.ipynb #ed790469
+# %% ../nbs/02_duplicates.ipynb #daa6686e5e
 @dataclass(frozen=True)
 class MinHash:
     """Signatures of texts: for each of `permutations` random orders the least of a text's shingles (Broder 1997).
@@ -65,7 +65,7 @@ def similarity(
     "The estimated Jaccard similarity of pairs: the share of equal numbers in their signatures."
     return np.concatenate([np.empty(0), *((signatures[p[:, 0]] == signatures[p[:, 1]]).mean(axis=1) for p in np.array_split(pairs, len(pairs) // block + 1))])
 
-# %% ../nbs/02_duplicates.ipynb #e287b8ef
+# %% ../nbs/02_duplicates.ipynb #846b73b524
 def collision(
     j: float | np.ndarray,  # Jaccard similarity
     bands: int,
@@ -110,7 +110,7 @@ def candidate_pairs(
     later, earlier = np.divmod(np.unique(np.concatenate(found)), max(n, 1))
     return np.stack([earlier, later], axis=1)
 
-# %% ../nbs/02_duplicates.ipynb #68a5f89b
+# %% ../nbs/02_duplicates.ipynb #12dec9df0a
 def near_duplicates(
     signatures: np.ndarray,  # (texts, permutations), uint32
     threshold: float = 0.8,  # estimated Jaccard similarity from which two texts are nearly the same
@@ -151,7 +151,7 @@ class NearDuplicates:
             if twin >= 0: reasons[row] = "near duplicate"
         return reasons
 
-# %% ../nbs/02_duplicates.ipynb #011be0db
+# %% ../nbs/02_duplicates.ipynb #26087868b4
 def repeated_passages(
     texts: Sequence[str],
     n: int = 50,  # tokens: passages of this length or longer (Lee et al. 2022 take 50)
@@ -191,7 +191,7 @@ def cut_repetition(text: str, n: int = 50) -> str:
     "A text without passages of `n` tokens or more that it has said before: for `lmbook.cleaning.Rewrite`."
     return cut_passages(text, repeated_passages([text], n)[0])
 
-# %% ../nbs/02_duplicates.ipynb #65285b1c
+# %% ../nbs/02_duplicates.ipynb #7264554cbb
 def overlap(
     tests: Sequence[str],  # what a model will be judged by
     training: Iterable[Sequence[str]],  # the training texts, in batches

@@ -6,7 +6,7 @@
 __all__ = ['MISSING', 'is_missing', 'statistic', 'fill', 'predict_category', 'mark_missing', 'oversample', 'undersample',
            'class_weights', 'smote', 'f1', 'reliability', 'calibration_error']
 
-# %% ../nbs/02_records.ipynb #f8b0751e
+# %% ../nbs/02_records.ipynb #f065bc9199
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from .cleaning import Batch, CleaningError, column, fit_logistic, hashed_features
 
-# %% ../nbs/02_records.ipynb #175689fe
+# %% ../nbs/02_records.ipynb #10af286be5
 MISSING = (None, "", "n/a", "N/A", "null", "None", "nan", "?")  # what people write for nothing
 
 
@@ -41,7 +41,7 @@ def fill(values: Sequence[Any], how: str) -> tuple[list[Any], list[bool]]: # the
     holes, substitute = [is_missing(value) for value in values], statistic(values, how)
     return [substitute if hole else value for value, hole in zip(values, holes)], holes
 
-# %% ../nbs/02_records.ipynb #b02cf350
+# %% ../nbs/02_records.ipynb #28c762c59d
 def predict_category(
     texts: Sequence[str],
     values: Sequence[Any],  # the categories, with holes (`is_missing`)
@@ -62,7 +62,7 @@ def mark_missing(batch: Batch, name: str = "text", mark: str = "<missing>") -> B
     "A step for `lmbook.cleaning`: put a mark where a text field is missing, so that a model can tell nothing from something short."
     return {**batch, name: [mark if is_missing(value) else value for value in column(batch, name)]}
 
-# %% ../nbs/02_records.ipynb #99b8476e
+# %% ../nbs/02_records.ipynb #d970bc157b
 def oversample(y: Sequence[Any], rng: np.random.Generator) -> np.ndarray: # row numbers, shuffled; rows of rare classes occur more than once
     "Rows such that all classes are as frequent as the most frequent one: every row once, then random repetitions."
     y = np.asarray(y, dtype=object)
