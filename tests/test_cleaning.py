@@ -9,10 +9,8 @@ import re
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import unicodedata
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +36,6 @@ from lmbook.cleaning import (
     char_hashes,
     chinese_script,
     clean,
-    column,
     convert_chinese,
     drop,
     drop_boilerplate,
@@ -61,7 +58,7 @@ from lmbook.cleaning import (
     valid_cn_id,
     verify_manifest,
 )
-from lmbook.corpora import read_jsonl, to_dataset, write_jsonl
+from lmbook.corpora import to_dataset, write_jsonl
 from lmbook.small_world import SmallWorld
 
 ROOT = Path(__file__).resolve().parents[1]
