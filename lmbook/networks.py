@@ -7,9 +7,9 @@ __all__ = ['SCHEMES', 'NORMS', 'ACTIVATIONS', 'NetworkError', 'log_softmax', 'cr
            'init_weights', 'Signal', 'signal_by_depth', 'LayerNorm', 'RMSNorm', 'MLPConfig', 'MLP', 'NeuralNGramConfig',
            'NeuralNGram']
 
-# %% ../nbs/05_networks.ipynb #0e40d73ea8
+# %% ../nbs/05_networks.ipynb #ee8a064fc6
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ def cross_entropy(
     if reduction == "none": return loss.reshape(targets.shape)
     return loss / (flat != ignore_index).sum().clamp(min=1) if reduction == "mean" else loss
 
-# %% ../nbs/05_networks.ipynb #a1b082a65d
+# %% ../nbs/05_networks.ipynb #f4c2b4ad75
 def gradient_check(
     loss: Callable[[], Tensor],  # computes a number from the parameters, the same each time: no dropout
     parameters: Iterable[Tensor],  # float64, with requires_grad
@@ -75,29 +75,34 @@ def gradient_check(
     """Compare back-propagation with central differences, (L(w + step) - L(w - step)) / (2 step).
 
     For each parameter, the largest difference over the entries that were checked, relative to the parameter's largest gradient (or to 1e-6).
-    Below 1e-6 all is well; a wrong formula gives 0.1 or more. Raises NetworkError for parameters that are not float64.
+    Below 1e-6 all is well; a wrong formula gives 0.1 or more. Raises NetworkError for parameters that are not float64 and for a loss that is
+    random or not a single number. The parameters are left as they were.
     """
     parameters, dice = list(parameters), torch.Generator().manual_seed(seed)
     if not parameters: raise NetworkError("There are no parameters to check. An iterator that was read before is empty: pass a list.")
     for p in parameters:
         if p.dtype != torch.float64: raise NetworkError(f"Differences of {p.dtype} numbers are mostly rounding: use model.double() and float64 input.")
         if not p.requires_grad: raise NetworkError("A parameter has requires_grad=False: it has no gradient to check.")
-    gradients, errors = torch.autograd.grad(loss(), parameters, materialize_grads=True), []
+    first = loss()
+    if first.numel() != 1: raise NetworkError(f"The loss must be one number, not a tensor of shape {tuple(first.shape)}: take its sum or mean.")
+    if not torch.equal(first, loss()): raise NetworkError("The loss is not the same twice: switch randomness off (model.eval() for dropout), and fix the batch.")
+    gradients, errors = torch.autograd.grad(first, parameters, materialize_grads=True), []
     with torch.no_grad():
         for p, gradient in zip(parameters, gradients):
             entries, worst = torch.randperm(p.numel(), generator=dice)[:samples].tolist(), 0.
             for entry in entries:
                 at = np.unravel_index(entry, p.shape)
                 value, ends = p[at].item(), []
-                for moved in (value + step, value - step):
-                    p[at] = moved
-                    ends.append(loss().item())
-                p[at] = value
+                try:
+                    for moved in (value + step, value - step):
+                        p[at] = moved
+                        ends.append(loss().item())
+                finally: p[at] = value
                 worst = max(worst, abs((ends[0] - ends[1]) / (2 * step) - gradient[at].item()))
             errors.append(worst / max(gradient.abs().max().item(), 1e-6))
     return errors
 
-# %% ../nbs/05_networks.ipynb #167b7fe824
+# %% ../nbs/05_networks.ipynb #cadc67cc2d
 class Value:
     "A number that remembers how it was computed, so that it can say how much a final result would change with it (`grad`)."
 
@@ -113,7 +118,7 @@ class Value:
     @staticmethod
     def of(x: "Value | float") -> "Value":
         "A plain number as a Value."
-        return x if isinstance(x, Value) else Value(x, name=f"{x:g}")
+        return x if isinstance(x, Value) else Value(x, name="constant")
 
     def __add__(self, other): return Value(self.data + (o := Value.of(other)).data, (self, o), (1., 1.), "+")
     def __mul__(self, other): return Value(self.data * (o := Value.of(other)).data, (self, o), (o.data, self.data), "×")
@@ -181,7 +186,7 @@ class Value:
         ax.axis("off")
         return ax
 
-# %% ../nbs/05_networks.ipynb #1d23de62dc
+# %% ../nbs/05_networks.ipynb #4938ff1ceb
 SCHEMES: dict[str, tuple[str, Callable[[int, int], float]]] = {  # how the weights are drawn, and their standard deviation by inputs i and outputs o
     "normal": ("normal", lambda i, o: 1.),
     "uniform": ("uniform", lambda i, o: 3**-.5),  # between -1 and 1
@@ -205,10 +210,11 @@ def init_weights(
     """Draw the weights of a network, and set its biases to zero.
 
     A layer ends a residual branch if it says so: set `layer.ends_branch = True` where you build it, as MLP does. A Transformer has two to a
-    layer, so that the factor is 1 / sqrt(2 n_layer). Raises NetworkError for an unknown scheme, and if scaling is asked for but no layer is marked.
+    layer, so that the factor is 1 / sqrt(2 n_layer). Raises NetworkError for an unknown scheme, for a module without nn.Linear, and if scaling is asked for but no layer is marked.
     """
     shape, std = _pick(scheme, SCHEMES, "scheme of initialisation")
     linears = [m for m in module.modules() if isinstance(m, nn.Linear)]
+    if not linears: raise NetworkError(f"There is no nn.Linear in this {type(module).__name__}, so nothing would be drawn.")
     branches = sum(getattr(m, "ends_branch", False) for m in linears)
     if scale_residual and not branches: raise NetworkError("scale_residual=True, but no layer has ends_branch = True: nothing would be scaled.")
     with torch.no_grad():
@@ -220,7 +226,7 @@ def init_weights(
             if layer.bias is not None: layer.bias.zero_()
     return module
 
-# %% ../nbs/05_networks.ipynb #561a4371ab
+# %% ../nbs/05_networks.ipynb #3e3070ad7b
 @dataclass(frozen=True)
 class Signal:
     "How large numbers are at each place of a network, on the way forward and on the way back."
@@ -242,19 +248,32 @@ def signal_by_depth(
     The model is left as it was: parameters get no `.grad`. Raises NetworkError if there is nothing to listen at.
     """
     chosen = kind if not isinstance(kind, (type, tuple)) else lambda name, module: isinstance(module, kind)
-    outputs: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, Tensor, float]] = []
+
+    def listen(name: str, output: Any) -> None:
+        output = _first(output)
+        outputs.append((name, output, output.detach().double().square().mean().sqrt().item()))  # now: it may be overwritten in place later
+
     hooks = [
-        module.register_forward_hook(lambda module, args, output, name=name: outputs.append((name, output)))
+        module.register_forward_hook(lambda module, args, output, name=name: listen(name, output))
         for name, module in model.named_modules() if chosen(name, module)
     ]  # fmt: skip
-    try: final = model(x)
+    try:
+        with torch.enable_grad(): final = _first(model(x))
     finally:
         for hook in hooks: hook.remove()
     if not outputs: raise NetworkError("No module of that kind ran. The model's modules are: " + ", ".join(sorted({type(m).__name__ for m in model.modules()})))
     noise = torch.randn(final.shape, generator=torch.Generator().manual_seed(seed)).to(final)
-    gradients = torch.autograd.grad(final, [o for _, o in outputs], noise, allow_unused=True, materialize_grads=True)
-    rms = [[t.detach().double().square().mean().sqrt().item() for t in ts] for ts in ([o for _, o in outputs], gradients)]
-    return Signal(tuple(name for name, _ in outputs), *map(np.array, rms))
+    gradients = torch.autograd.grad(final, [output for _, output, _ in outputs], noise, allow_unused=True, materialize_grads=True)
+    backward = [g.double().square().mean().sqrt().item() for g in gradients]
+    return Signal(tuple(name for name, _, _ in outputs), np.array([size for _, _, size in outputs]), np.array(backward))
+
+
+def _first(output: Any) -> Tensor:
+    "The tensor that a module puts out, or the first of several (an LSTM's)."
+    if isinstance(output, tuple) and output: output = output[0]
+    if not isinstance(output, Tensor): raise NetworkError(f"A module puts out a {type(output).__name__}, and only tensors can be measured. Listen at others, with kind=.")
+    return output
 
 # %% ../nbs/05_networks.ipynb #acb640e562
 class LayerNorm(nn.Module):
