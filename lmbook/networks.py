@@ -102,7 +102,7 @@ def gradient_check(
             errors.append(worst / max(gradient.abs().max().item(), 1e-6))
     return errors
 
-# %% ../nbs/05_networks.ipynb #cadc67cc2d
+# %% ../nbs/05_networks.ipynb #d8729b1a06
 class Value:
     "A number that remembers how it was computed, so that it can say how much a final result would change with it (`grad`)."
 
@@ -120,23 +120,36 @@ class Value:
         "A plain number as a Value."
         return x if isinstance(x, Value) else Value(x, name="constant")
 
-    def __add__(self, other): return Value(self.data + (o := Value.of(other)).data, (self, o), (1., 1.), "+")
-    def __mul__(self, other): return Value(self.data * (o := Value.of(other)).data, (self, o), (o.data, self.data), "×")
-    def __neg__(self): return Value(-self.data, (self,), (-1.,), "neg")
-    def __sub__(self, other): return Value(self.data - (o := Value.of(other)).data, (self, o), (1., -1.), "-")
-    def __truediv__(self, other):
+    def __add__(self, other: "Value | float") -> "Value": return Value(self.data + (o := Value.of(other)).data, (self, o), (1., 1.), "+")
+    def __sub__(self, other: "Value | float") -> "Value": return Value(self.data - (o := Value.of(other)).data, (self, o), (1., -1.), "-")
+    def __mul__(self, other: "Value | float") -> "Value": return Value(self.data * (o := Value.of(other)).data, (self, o), (o.data, self.data), "×")
+    def __truediv__(self, other: "Value | float") -> "Value":
         o = Value.of(other)
         return Value(self.data / o.data, (self, o), (1 / o.data, -self.data / o.data**2), "/")
 
-    def __pow__(self, n: float): return Value(self.data**n, (self,), (n * self.data ** (n - 1) if n else 0.,), f"^{n:g}")
-    def __radd__(self, other): return Value.of(other) + self
-    def __rmul__(self, other): return Value.of(other) * self
-    def __rsub__(self, other): return Value.of(other) - self
-    def __rtruediv__(self, other): return Value.of(other) / self
-    def exp(self): return Value(e := math.exp(self.data), (self,), (e,), "exp")
-    def log(self): return Value(math.log(self.data), (self,), (1 / self.data,), "log")
-    def tanh(self): return Value(t := math.tanh(self.data), (self,), (1 - t * t,), "tanh")
-    def relu(self): return Value(max(0., self.data), (self,), (float(self.data > 0),), "relu")
+    def __neg__(self) -> "Value": return Value(-self.data, (self,), (-1.,), "neg")
+    def __pow__(self, n: float) -> "Value": return Value(self.data**n, (self,), (n * self.data ** (n - 1) if n else 0.,), f"^{n:g}")
+    def __radd__(self, other: float) -> "Value": return Value.of(other) + self
+    def __rsub__(self, other: float) -> "Value": return Value.of(other) - self
+    def __rmul__(self, other: float) -> "Value": return Value.of(other) * self
+    def __rtruediv__(self, other: float) -> "Value": return Value.of(other) / self
+
+    def exp(self) -> "Value":
+        "e to the power of this number, which is its own slope."
+        return Value(e := math.exp(self.data), (self,), (e,), "exp")
+
+    def log(self) -> "Value":
+        "The natural logarithm, of a number above zero."
+        return Value(math.log(self.data), (self,), (1 / self.data,), "log")
+
+    def tanh(self) -> "Value":
+        "The hyperbolic tangent, between -1 and 1."
+        return Value(t := math.tanh(self.data), (self,), (1 - t * t,), "tanh")
+
+    def relu(self) -> "Value":
+        "The number if it is positive, and else zero."
+        return Value(max(0., self.data), (self,), (float(self.data > 0),), "relu")
+
     def __repr__(self) -> str: return f"Value({self.data:.4g}, grad={self.grad:.4g})"
 
     def ancestors(self) -> list["Value"]: # each once, and after all that it was computed from; the last is this one

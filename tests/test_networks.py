@@ -132,6 +132,14 @@ def test_gradient_check_leaves_parameters_alone_when_the_loss_fails():
     assert a.item() == 1
 
 
+def test_gradient_check_looks_at_as_many_entries_as_it_should():
+    p, calls = torch.ones(10, dtype=torch.float64, requires_grad=True), []
+    for samples, entries in ((3, 3), (50, 10), (None, 10)):
+        calls.clear()
+        gradient_check(lambda: calls.append(1) or p.square().sum(), [p], samples=samples)
+        assert len(calls) == 2 + 2 * entries
+
+
 @pytest.mark.parametrize(
     "loss, parameters, says",
     [
@@ -298,6 +306,22 @@ def test_plain_network_is_a_stack_of_linears():
     stack = nn.Sequential(*[part for m in model.modules() if isinstance(m, nn.Linear) for part in (m, nn.Tanh())][:-1])
     torch.testing.assert_close(model(rand(5, 3)), stack(rand(5, 3)))
     assert sum(p.numel() for p in model.parameters()) == 3 * 8 + 3 * 64 + 8 * 2
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "rms"])
+@pytest.mark.parametrize("norm_first", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+def test_where_norms_and_residuals_stand(norm, norm_first, residual):
+    "The equations written out: W act(norm(x)) or norm(W act(x)), with or without x added before the second norm."
+    torch.manual_seed(0)
+    model, x = MLP(MLPConfig(3, 2, 8, 3, norm=norm, norm_first=norm_first, residual=residual)), rand(5, 3)
+    normalise = {"none": lambda h: h, "layer": lambda h: F.layer_norm(h, (8,)), "rms": lambda h: F.rms_norm(h, (8,), eps=1e-6)}[norm]
+    h = model.into(x)
+    for layer in model.layers:
+        new = layer.linear((normalise(h) if norm_first else h).relu())
+        h = h + new if residual else new
+        if not norm_first: h = normalise(h)
+    torch.testing.assert_close(model(x), model.out((normalise(h) if norm_first else h).relu()))
 
 
 def test_one_hidden_layer_and_dropout():
