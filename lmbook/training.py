@@ -800,7 +800,7 @@ class TensorBoard:
                 if name != "step": self.writer.add_scalar(name, value, row["step"])
         elif event == "end": self.writer.close()
 
-# %% ../nbs/07_training.ipynb #a858da9879
+# %% ../nbs/07_training.ipynb #1875bbe484
 class Trainer:
     """Train a model: batches in, a history out, and with a folder a run that may be killed at any moment.
 
@@ -968,6 +968,7 @@ class Trainer:
     def _ctrl_c(self) -> Iterator[None]:
         "Within it Ctrl-C (in a notebook: Interrupt) asks for a clean stop."
         before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
+        if before is signal.SIG_IGN: before = None  # somebody wants it ignored, as nohup does
 
         def handle(number: int, frame: Any) -> None:
             if self._asked: raise KeyboardInterrupt

@@ -68,7 +68,9 @@ def quiet(monkeypatch):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    sigint = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background may ignore it
     yield
+    signal.signal(signal.SIGINT, sigint)
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
 
@@ -631,6 +633,12 @@ def test_a_second_ctrl_c_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_where_ctrl_c_is_ignored_it_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    callback = lambda trainer, event, row: signal.raise_signal(signal.SIGINT) if event == "step" else None  # noqa: E731
+    assert run(callbacks=[callback]).fit().stopped == "steps"
+
+
 def test_training_in_another_thread_leaves_signals_alone():
     done = []
     thread = threading.Thread(target=lambda: done.append(run().fit().stopped))
@@ -659,6 +667,25 @@ def test_a_torn_checkpoint_is_found_out_and_passed_over(tmp_path, name, fault):
     again = run(tmp_path, [lambda *_: None])
     with pytest.warns(UserWarning, match=f"{newest.path.name} is passed over"): again.fit()
     assert again.history == whole.history and same(again.model, whole.model) and not latest(tmp_path).torn
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    done, sync, rename = [], training._sync, Path.rename
+
+    def watched_sync(path):
+        sync(path)
+        done.append(("sync", path.name))
+
+    def watched_rename(path, target):
+        done.append(("rename", path.name))
+        return rename(path, target)
+
+    monkeypatch.setattr(training, "_sync", watched_sync)
+    monkeypatch.setattr(Path, "rename", watched_rename)
+    path = save_checkpoint(tmp_path, 3, tiny(), {"a": 1})
+    at = done.index(("rename", ".writing-000003"))
+    assert {name for what, name in done[:at] if what == "sync"} == {*(p.name for p in path.iterdir()), ".writing-000003"}
+    assert done[at + 1 :] == [("sync", tmp_path.name)]
 
 
 def test_nothing_but_torn_checkpoints(tmp_path):
