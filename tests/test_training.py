@@ -786,9 +786,10 @@ def test_a_read_only_folder():
 
 DISK_FULL = """
 import resource, sys, torch
+from pathlib import Path
 from tests.test_training import run, same, latest, CheckpointError, config, Examples, sentences
 from torch import nn
-from lmbook.training import Trainer
+from lmbook.training import Trainer, steps_in
 torch.set_num_threads(1)
 
 def make(folder, callbacks=()):
@@ -805,8 +806,10 @@ full = make(sys.argv[1] + "/full", [fills_up])
 try: full.fit()
 except CheckpointError as error: print(error)
 assert full.step == 15 and latest(sys.argv[1] + "/full").step == 10 and not latest(sys.argv[1] + "/full").torn
+assert not list(Path(sys.argv[1]).rglob(".writing*"))  # what was half written is gone
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-full.fit()  # there is room again
+full.fit()  # there is room again: what could not be saved is saved first
+assert list(steps_in(sys.argv[1] + "/full")) == [20, 15]
 assert full.history == whole.history and same(full.model, whole.model) and latest(sys.argv[1] + "/full").step == 20
 print("the same")
 """
