@@ -41,7 +41,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if len(options.get("betas", (0, 0))) != 2: raise OptimizerError(f"betas={options['betas']!r}: give two numbers, such as (0.9, 0.999).")
     if options.get("nesterov") and not options["momentum"]: raise OptimizerError("nesterov=True needs a momentum above 0, such as 0.9.")
 
-# %% ../nbs/06_optimizers.ipynb #34762869b5
+# %% ../nbs/06_optimizers.ipynb #a2dee28a63
 Group = dict[str, Any]  # {"params": [...], and options of its own}
 Params = Iterable[Tensor] | Iterable[Group]
 Tensors = list[Tensor]
@@ -78,7 +78,7 @@ class ListOptimizer(Optimizer):
         super().__init__(params, self.fixed | options)
 
     def update(self, p: Tensors, g: Tensors, group: Group, t: int, *state: Tensors) -> None:
-        "Change the parameters `p` by their gradients `g` in step `t` = 1, 2, ... (0 where steps are not counted). The state is changed in place, `g` is not."
+        "Change the parameters `p` by their gradients `g` in step `t` = 1, 2, ... (0 if steps are not counted), and the state; `g` stays."
         raise NotImplementedError
 
     def fused_update(self, p: Tensors, g: Tensors, group: Group, t: int, *state: Tensors) -> None:
@@ -113,14 +113,14 @@ class ListOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # what the closure returned
-        "One step along the gradients. A closure, if given, computes the loss anew and calls `backward`. Raises OptimizerError before any change."
+        "One step. A closure, if given, computes the loss anew and calls `backward`. Raises OptimizerError before any change."
         loss = None
         if closure is not None:
             with torch.enable_grad(): loss = closure()
         for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
             if p.grad.layout != torch.strided:
-                raise OptimizerError(f"The gradient of a parameter of shape {tuple(p.shape)} is sparse. nn.Embedding(..., sparse=False) makes "
-                                     "dense ones; torch.optim.SparseAdam takes sparse ones.")
+                raise OptimizerError(f"The gradient of a parameter of shape {tuple(p.shape)} is sparse. nn.Embedding(..., sparse=False) "
+                                     "makes dense ones; torch.optim.SparseAdam takes sparse ones.")
             if p.is_complex(): raise OptimizerError("A parameter is complex; keep it as real numbers (torch.view_as_real).")
         for group in self.param_groups:
             for (fuse, device, _, t), rows in self._rows(group).items():
@@ -242,9 +242,9 @@ def _steps(p: Tensors, t: int) -> Tensors:
     "The number of the step in the form in which fused kernels want it: a tensor for each parameter."
     return [torch.full((), t, dtype=torch.float32, device=p[0].device)] * len(p)
 
-# %% ../nbs/06_optimizers.ipynb #a944b3a3cd
+# %% ../nbs/06_optimizers.ipynb #8e8e948895
 class RMSProp(ListOptimizer):
-    "Divides each step by the root of a running mean of squared gradients (Tieleman and Hinton 2012), as torch.optim.RMSprop without momentum."
+    "Divides each step by the root of a running mean of squared gradients (Tieleman and Hinton 2012), as plain torch.optim.RMSprop."
 
     slots = ("square_avg",)
     fixed = {"momentum": 0, "centered": False, "maximize": False}
@@ -266,9 +266,9 @@ class RMSProp(ListOptimizer):
         torch._foreach_add_(root, group["eps"])
         torch._foreach_addcdiv_(p, g, root, -group["lr"])
 
-# %% ../nbs/06_optimizers.ipynb #d15e492710
+# %% ../nbs/06_optimizers.ipynb #c5f0d8ac71
 class Adam(ListOptimizer):
-    "A running mean of gradients over the root of one of squared gradients, both corrected for their start (Kingma and Ba 2015), as torch.optim.Adam."
+    "A mean of gradients over the root of a mean of their squares, both corrected for the start (Kingma and Ba 2015), as torch.optim.Adam."
 
     slots = ("exp_avg", "exp_avg_sq")
     fixed = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
@@ -361,7 +361,7 @@ def orthogonalize(
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
-# %% ../nbs/06_optimizers.ipynb #6f822c46a8
+# %% ../nbs/06_optimizers.ipynb #134a31dcbe
 class Muon(ListOptimizer):
     "Momentum whose step is orthogonalized, for the matrices between a model's layers (Jordan et al. 2024), as torch.optim.Muon."
 
@@ -386,8 +386,8 @@ class Muon(ListOptimizer):
         ns_steps: int = 5,  # how often the polynomial is applied, 1 to 99
         adjust_lr_fn: str | None = None,  # "match_rms_adamw" makes steps of AdamW's size, so that one learning rate serves both
     ):
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_coefficients=ns_coefficients,
-                                      eps=eps, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn))
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov,
+                                      ns_coefficients=ns_coefficients, eps=eps, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn))
 
     def _check_group(self, group: Group) -> None:
         super()._check_group(group)
@@ -400,8 +400,8 @@ class Muon(ListOptimizer):
         for p in self.param_groups[-1]["params"]:
             if p.ndim != 2:
                 self.param_groups.pop()
-                raise OptimizerError(f"Muon is for matrices, and a parameter has the shape {tuple(p.shape)}. Give it the matrices and the rest "
-                                     "to another: Together(Muon(matrices), AdamW(rest)).")
+                raise OptimizerError(f"Muon is for matrices, and a parameter has the shape {tuple(p.shape)}. Give it the matrices "
+                                     "and the rest to another: Together(Muon(matrices), AdamW(rest)).")
 
     def update(self, p: Tensors, g: Tensors, group: Group, t: int, buffers: Tensors) -> None:
         for matrix, gradient, b in zip(p, g, buffers):  # each has its own products anyway
@@ -410,7 +410,7 @@ class Muon(ListOptimizer):
             lr = group["lr"] * self.ADJUST[group["adjust_lr_fn"]](*matrix.shape)
             matrix.add_(orthogonalize(ahead, group["ns_steps"], group["ns_coefficients"], group["eps"]), alpha=-lr)
 
-# %% ../nbs/06_optimizers.ipynb #59abc9e309
+# %% ../nbs/06_optimizers.ipynb #e3a2a37b30
 class Together(Optimizer):
     """Several optimizers, each with parameters of its own, that step as one.
 
@@ -446,7 +446,7 @@ class Together(Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # what the closure returned
         "One step of each. A closure is called once, before the first."
         if len(self.param_groups) != sum(len(optimizer.param_groups) for optimizer in self.optimizers):
-            raise OptimizerError("A group was added that belongs to none of the optimizers. Add it to one of them before they come together.")
+            raise OptimizerError("A group was added that belongs to none of the optimizers. Add it to one before they come together.")
         loss = None
         if closure is not None:
             with torch.enable_grad(): loss = closure()
@@ -457,15 +457,15 @@ class Together(Optimizer):
 OPTIMIZERS: dict[str, type[ListOptimizer]] = {
     "sgd": SGD, "adagrad": AdaGrad, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "lion": Lion, "muon": Muon}
 
-# %% ../nbs/06_optimizers.ipynb #32012b0f4f
+# %% ../nbs/06_optimizers.ipynb #1f119e1640
 Schedule = Callable[..., float]  # (step, total, *, warmup=...) -> a factor from 0 to 1
 
 
 def _warm_up(step: float, total: float, warmup: float, floor: float = 0.0, decay: float = 0.0) -> float:
     "Check what schedules are given; the factor of a warm-up, which rises by equal steps and is 1 at its last."
     if not (0 <= step and 0 < total and 0 <= warmup and 0 <= decay and warmup + decay <= total):
-        raise OptimizerError(f"step={step}, total={total}, warmup={warmup}, decay={decay}: a schedule needs 0 <= step, 0 < total, and a warm-up "
-                             "and a decay of at least 0 steps that together are not longer than the total.")
+        raise OptimizerError(f"step={step}, total={total}, warmup={warmup}, decay={decay}: a schedule needs 0 <= step, 0 < total, and a "
+                             "warm-up and a decay of at least 0 steps that together are not longer than the total.")
     if not 0 <= floor <= 1: raise OptimizerError(f"floor={floor}: it is a share of the learning rate, from 0 to 1.")
     return min(1.0, (step + 1) / warmup) if warmup else 1.0
 
@@ -542,7 +542,7 @@ def one_cycle(
 
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "linear": linear, "cosine": cosine, "wsd": wsd, "one_cycle": one_cycle}
 
-# %% ../nbs/06_optimizers.ipynb #f2ff194d0c
+# %% ../nbs/06_optimizers.ipynb #d4e9946e77
 def clip_gradients(
     parameters: Tensor | Iterable[Tensor],  # those without a gradient are passed over
     max_norm: float,  # above 0; math.inf only measures
@@ -561,13 +561,13 @@ def clip_gradients(
         norm = torch.linalg.vector_norm(torch.stack([n.to(torch.promote_types(n.dtype, torch.float32)) for n in norms]))
         if error_if_nonfinite and not norm.isfinite():
             bad = [i for i, p in enumerate(parameters) if p.grad is not None and not p.grad.isfinite().all()]
-            what = f"not all numbers in the gradients of {len(bad)} parameters are finite, first in number {bad[0]}" if bad else "it is too large"
+            what = f"the gradients of {len(bad)} parameters are not all finite, the first is number {bad[0]}" if bad else "it is too large"
             raise OptimizerError(f"The norm of the gradients is {norm.item()}: {what}. Skip this step, or lower the learning rate.")
         factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for (device, _), gs in alike.items(): torch._foreach_mul_(gs, factor.to(device))
     return norm
 
-# %% ../nbs/06_optimizers.ipynb #6457c34fb5
+# %% ../nbs/06_optimizers.ipynb #63fa12548e
 def parameter_groups(
     model: nn.Module,
     weight_decay: float,  # 0 or more, for those that decay
@@ -585,7 +585,8 @@ def parameter_groups(
     decays: dict[Tensor, bool] = {}
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
-            if p.requires_grad: decays[p] = decays.get(p, True) and p.ndim > 1 and not name.startswith("bias") and not isinstance(module, exempt)
+            if not p.requires_grad: continue
+            decays[p] = decays.get(p, True) and p.ndim > 1 and not name.startswith("bias") and not isinstance(module, exempt)
     if not decays: raise OptimizerError("The model has no parameter that needs a gradient, so there is nothing to train.")
     groups = [{"params": [p for p, d in decays.items() if d is on], "weight_decay": weight_decay * on} for on in (True, False)]
     return [group for group in groups if group["params"]]
