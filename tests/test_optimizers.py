@@ -224,9 +224,9 @@ def test_lists_equal_the_formulas(data, kind, fused, shapes, seed):
 @pytest.mark.parametrize("kind", ALL)
 def test_pieces_change_nothing(kind, monkeypatch):
     results = []
-    for size in (1, 20, 10**9):
+    for size in (1, 65, 10**9):  # one tensor at a time, two at a time (of 60 and 12 numbers, of 36 and 3), all at once
         monkeypatch.setattr(module, "CACHE", size)
-        net = model(bias=False)
+        net = model(bias=kind is not Muon)
         results.append(run(net, kind(net.parameters(), lr=0.01, **({"fused": False} if kind.kernels else {})), stop=10))
     close(results[0], results[2], 0)
     close(results[1], results[2], 0)
@@ -248,6 +248,18 @@ def test_a_tensor_that_lies_in_another_order(kind, which):
             optimizer.step()
         ends.append(p.detach().contiguous())
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("kind", [*ALL, "nesterov"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_gradients_are_left_alone(kind, fused):
+    kind, options = (SGD, {"momentum": 0.9, "nesterov": True}) if kind == "nesterov" else (kind, {})
+    p = nn.Parameter(torch.ones(3, 2))
+    optimizer = kind([p], lr=0.1, weight_decay=0.0, **options, **({"fused": fused} if kind.kernels else {}))
+    for _ in range(3):
+        p.grad = torch.arange(6.0).reshape(3, 2)
+        optimizer.step()
+        assert torch.equal(p.grad, torch.arange(6.0).reshape(3, 2))
 
 
 def test_what_is_kept():
@@ -560,6 +572,8 @@ def test_clipping_types_and_forms():
     torch.testing.assert_close(clip_gradients(iter(a), 1.0).double(), nn.utils.clip_grad_norm_(b, 1.0).double(), rtol=1e-2, atol=0)
     close([p.grad.double() for p in a[:3]], [p.grad.double() for p in b[:3]], 0.02)
     assert [p.grad.dtype for p in a[:3]] == list(dtypes)
+    half = with_gradients(5, (torch.bfloat16,) * 3)
+    assert clip_gradients(half, 1.0).dtype == torch.float32 and half[0].grad.dtype == torch.bfloat16
     [p] = with_gradients(5)[:1]
     assert clip_gradients(p, math.inf) == p.grad.norm()
     assert clip_gradients([], 1.0) == 0 and clip_gradients([nn.Parameter(torch.ones(1))], 1.0) == 0
@@ -571,7 +585,7 @@ def test_gradients_that_are_no_numbers(value):
     ps[1].grad[0] = value
     before = [p.grad.clone() for p in ps[:3]]
     told = message(clip_gradients, ps, 1.0, error_if_nonfinite=True)
-    assert f"norm of the gradients is {value}" in told and "of 1 parameters are finite, first in number 1" in told
+    assert f"norm of the gradients is {value}" in told and "of 1 parameters are not all finite, the first is number 1" in told
     torch.testing.assert_close([p.grad for p in ps[:3]], before, equal_nan=True)
     assert not clip_gradients(ps, 1.0).isfinite()  # as torch: told by the norm only
     huge = nn.Parameter(torch.zeros(2)); huge.grad = torch.full((2,), 3e38)
