@@ -463,6 +463,26 @@ def test_a_crash_after_any_file_is_survived(tmp_path, monkeypatch, at):
     assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("at", [0, 1, 2, 5, 9])
+def test_a_file_is_there_whole_or_not_at_all(tmp_path, monkeypatch, at):
+    "The disk fails after the bytes of a file were handed over and before they are safe: no file of its name may be there."
+    clean(rows(120), STEPS, tmp_path / "whole", shard_size=20)
+    ordinary, calls = os.fsync, []
+
+    def failing(descriptor):
+        calls.append(descriptor)
+        if len(calls) > at: raise OSError("the disk has gone")
+        ordinary(descriptor)
+
+    monkeypatch.setattr(c.os, "fsync", failing)
+    with pytest.raises(OSError, match="has gone"): clean(rows(120), STEPS, tmp_path / "broken", shard_size=20)
+    monkeypatch.undo()
+    safe = [p for p in (tmp_path / "broken").rglob("*") if p.is_file() and not p.name.endswith(".part")]
+    assert len(safe) == at
+    clean(rows(120), STEPS, tmp_path / "broken", shard_size=20)
+    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+
+
 class Broken(Exception): pass
 
 
@@ -471,9 +491,9 @@ def breaks_at(word: str, text: str) -> str:
     return text
 
 
-def unfinished(folder: Path, data: list[dict]) -> list:
-    "A run that failed in its last stage; the steps with which it can go on."
-    steps = [Rewrite(strip_html), ExactDuplicates(), Rewrite(partial(breaks_at, data[-1]["text"][:30]))]
+def unfinished(folder: Path, data: list[dict], stages: int = 2) -> list:
+    "A run that failed in its last chunk, in the first stage or in the second; its steps."
+    steps = [Rewrite(strip_html), *[ExactDuplicates()] * (stages - 1), Rewrite(partial(breaks_at, data[-1]["text"][:30]))]
     with pytest.raises(Broken): clean(data, steps, folder, shard_size=20)
     return steps
 
@@ -482,13 +502,14 @@ def changed(data: list[dict], at: int) -> list[dict]: return [{**r, "text": r["t
 
 
 @pytest.mark.parametrize("other", [lambda d: d[:-1], lambda d: d[:40], lambda d: [*d, d[0]], lambda d: changed(d, 0), lambda d: changed(d, 55), lambda d: d[::-1]])
-@pytest.mark.parametrize("done", [True, False])
-def test_another_corpus_is_refused(tmp_path, other, done):
+@pytest.mark.parametrize("stages", [0, 1, 2])  # 0: the run is finished; else it failed in its last chunk, in the first stage or in the second
+def test_another_corpus_is_refused(tmp_path, other, stages):
     data = [{"text": f"{k} " + t} for k, t in enumerate(SmallWorld().texts(n=60))]
-    if done: steps = [Drop(empty)]; clean(data, steps, tmp_path / "out", shard_size=20)
-    else: steps = unfinished(tmp_path / "out", data)
-    before = contents(tmp_path / "out")
-    with pytest.raises(CleaningError, match="another corpus"): clean(other(data), steps, tmp_path / "out", shard_size=20)
+    if stages == 0: steps = [Drop(empty)]; clean(data, steps, tmp_path / "out", shard_size=20)
+    else: steps = unfinished(tmp_path / "out", data, stages)
+    before, given = contents(tmp_path / "out"), other(data)
+    if stages == 1 and given[:40] == data[:40]: return  # the chunk that differs was never finished: the run may go on with this corpus
+    with pytest.raises(CleaningError, match="another corpus"): clean(given, steps, tmp_path / "out", shard_size=20)
     assert contents(tmp_path / "out") == before
 
 
