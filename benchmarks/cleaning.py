@@ -24,8 +24,7 @@ from pathlib import Path
 import datasketch
 import numpy as np
 
-from benchmarks.common import machine
-from benchmarks.corpora import rounded
+from benchmarks.common import machine, rounded
 from lmbook.cleaning import (
     Drop,
     ExactDuplicates,
@@ -215,7 +214,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     data = parser.parse_args().data
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "machine": machine(*PACKAGES)}
+    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.cleaning --data ../shared/data", "machine": machine(*PACKAGES)}
     speed, memory = minhash_speed(), search_memory()
     speed |= {"mb_per_million": memory["signatures_mb_per_million"] + memory["search_mb_per_million"]}
     result |= {"minhash": speed, "search": memory, "steps_mb_per_s": steps_speed([*SmallWorld().texts(n=1500), *SmallWorld().texts(lang="zh", n=500)])}

@@ -29,3 +29,11 @@ def machine(*packages: str) -> dict[str, object]:
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {"cpu": model, "cores": os.cpu_count(), "load_before": load, "system": platform.system(), "python": platform.python_version(),
             "packages": {name: version(name) for name in packages}}
+
+
+def rounded(value: object, digits: int = 4) -> object:
+    "The same, with floats rounded to so many significant digits."
+    if isinstance(value, float): return float(f"{value:.{digits}g}")
+    if isinstance(value, dict): return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list): return [rounded(item, digits) for item in value]
+    return value

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import best_of, machine
+from benchmarks.common import best_of, machine, rounded
 from lmbook.corpora import python_docs, read_corpus, read_csv, read_jsonl, read_parquet, read_text, to_dataset, write_jsonl
 
 RESULTS = Path(__file__).parent / "results" / "corpora.json"
@@ -116,26 +116,18 @@ def wikipedia(folder: Path) -> dict[str, object]:
     }
 
 
-def rounded(value: object, digits: int = 4) -> object:
-    "The same, with floats rounded to so many significant digits."
-    if isinstance(value, float): return float(f"{value:.{digits}g}")
-    if isinstance(value, dict): return {key: rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, list): return [rounded(item, digits) for item in value]
-    return value
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder of the real data sets")
     data = parser.parse_args().data
     with tempfile.TemporaryDirectory() as folder: rows = readers(Path(folder))
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "machine": machine(*PACKAGES)}
+    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.corpora --data ../shared/data", "machine": machine(*PACKAGES)}
     result |= {"megabytes_of_text": MEGABYTES, "readers": rows}
     print(f"{'reader':28}{'MB/s':>8}{'bare loop':>12}")
     for row in rows:
         bare = f"{row['bare_megabytes_per_s']:12.1f}" if "bare_megabytes_per_s" in row else ""
         print(f"{row['reader']:28}{row['megabytes_per_s']:8.1f}{bare}")
-    if data is None or not (data / "enwiki_dump").is_dir(): print("no folder enwiki_dump: give --data to measure a real dump")
+    if data is None or not (data / "enwiki_dump").is_dir(): print("no folder enwiki_dump: give --data to measure a real dump; the file of results is left as it is")
     else:
         wiki = wikipedia(data / "enwiki_dump")
         shares = wiki["overlap"]
@@ -148,9 +140,9 @@ def main() -> None:
               f"all words together {shares['words']:.4f}")
         print(f"  only ours: {wiki['only_ours']} (words); the shortest that both have: {wiki['shortest_in_both']} words")
         for title, share in sorted(shares["per_article"].items(), key=lambda item: item[1])[:8]: print(f"    {share:.3f} {title}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    print(f"\nwritten: {RESULTS.relative_to(Path(__file__).parent.parent)}")
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+        print(f"\nwritten: {RESULTS.relative_to(Path(__file__).parent.parent)}")
 
 
 if __name__ == "__main__": main()

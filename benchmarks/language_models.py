@@ -27,8 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import psutil
 
-from benchmarks.common import best_of, machine
-from benchmarks.corpora import rounded
+from benchmarks.common import best_of, machine, rounded
 from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams, evaluate, floor
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 

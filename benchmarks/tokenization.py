@@ -22,8 +22,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from benchmarks.common import best_of, machine
-from benchmarks.corpora import rounded
+from benchmarks.common import best_of, machine, rounded
 from lmbook.corpora import load_reader, python_docs
 from lmbook.small_world import SmallWorld
 from lmbook.tokenization import (
@@ -191,9 +190,12 @@ def main() -> None:
     data = arguments.data
     os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "false", "1"
     before = json.loads(RESULTS.read_text(encoding="utf-8")) if arguments.only_speed else {}
-    result: dict[str, object] = before | {"date": datetime.date.today().isoformat(), "machine": machine(*PACKAGES), "threads": 1, "merges": MERGES}
-    if data is None or not data.is_dir():
-        print("no data: give --data to measure on real text")
+    result: dict[str, object] = before | {
+        "date": datetime.date.today().isoformat(), "command": "python -m benchmarks.tokenization --data ../shared/data", "machine": machine(*PACKAGES), "threads": 1,
+        "merges": MERGES}
+    real = data is not None and data.is_dir()
+    if not real:
+        print("no data: give --data to measure on real text; the file of results is left as it is")
         # Small World alone has too few words for 8,000 merges in English
         own = {"en": [*(r["text"] for r in python_docs()), *(d.text("en") for d in load_reader())], "zh": []}
         names = {"en": "documentation, reader, Small World", "zh": "Small World in Chinese"}
@@ -211,6 +213,7 @@ def main() -> None:
             again = f"{row['encode_again_megabytes_per_s']:8.1f}" if "encode_again_megabytes_per_s" in row else ""
             print(f"{row['library']:24}{row['train_s']:10.2f}{row['encode_megabytes_per_s']:14.2f}{again}")
         print(f"vocabulary shared with tokenizers: {part['vocabulary_shared_with_tokenizers']:.1%}; tokens: {part['tokens']}")
+    if not real: return
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     print(f"\nwritten: {RESULTS.relative_to(Path(__file__).parent.parent)}")

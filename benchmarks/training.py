@@ -33,7 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import machine
+from benchmarks.common import machine, rounded
 from lmbook.optimizers import AdamW, clip_gradients, cosine, parameter_groups
 from lmbook.training import Examples, JsonLog, TokenStream, TrainConfig, Trainer, latest, seed_everything
 
@@ -171,13 +171,6 @@ def kills(wanted: int, seed: int = 0) -> dict[str, object]:
             runs, equal = runs + 1, equal + (Path(mine).read_text(encoding="utf-8") == Path(others).read_text(encoding="utf-8"))
             print(f"{done} kills, {runs} runs ended, {equal} of them equal", flush=True)
     return {"kills": done, "runs": runs, "equal": equal, "in_the_middle_of_writing": half, "median_step": statistics.median(at)}
-
-
-def rounded(value: object, digits: int = 4) -> object:
-    if isinstance(value, float): return float(f"{value:.{digits}g}")
-    if isinstance(value, dict): return {key: rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, list): return [rounded(item, digits) for item in value]
-    return value
 
 
 def main() -> None:
