@@ -7,13 +7,11 @@ __all__ = ['Ids', 'SMOOTHING', 'FORMAT', 'LanguageModelError', 'Vocabulary', 'Le
            'NGramConfig', 'estimate_discounts', 'NGram', 'Estimate', 'Evaluation', 'Scorer', 'evaluate', 'floor',
            'Dependency', 'dependencies', 'choice_nats']
 
-# %% ../nbs/04_language_models.ipynb #5dfdc7d2b8
+# %% ../nbs/04_language_models.ipynb #d746b9b210
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .small_world import WORD, SmallWorld, readings, replay
+from .tokenization import write_whole
 
 # %% ../nbs/04_language_models.ipynb #2a685260c0
 class LanguageModelError(ValueError):
@@ -293,7 +292,7 @@ def _smooth(
     weight = np.where(full, 1, left / np.where(full, 1, unseen))
     return np.where(c > 0, np.where(full[context], c, c - off) / total, weight[context] * shorter), weight, taken
 
-# %% ../nbs/04_language_models.ipynb #68555521d0
+# %% ../nbs/04_language_models.ipynb #fd7e4c8419
 class NGram:
     """A language model that counts: the next word given the last `order - 1`, as a table of probabilities and back-off weights.
 
@@ -437,7 +436,7 @@ class NGram:
         arrays = {f"{name}.{n}": array for name in ("keys", "log_probs", "log_backoffs") for n, array in enumerate(getattr(self, name), 1)}
         about = {"format": FORMAT, "config": json.dumps(asdict(self.config)), "discounts": json.dumps(self.discounts)}
         if tokenizer is not None: about["tokenizer"] = _fingerprint(tokenizer)
-        _write(Path(path), save(arrays, metadata=about))
+        write_whole(path, save(arrays, metadata=about))
 
     @classmethod
     def load(
@@ -493,7 +492,7 @@ class NGram:
             p = (self.log_probs[n - 1] / math.log(10)).tolist()
             if n == self.order: lines += [f"{a:.7g}\t{name}" for a, name in zip(p, names)]
             else: lines += [f"{a:.7g}\t{name}\t{b:.7g}" for a, name, b in zip(p, names, (self.log_backoffs[n - 1] / math.log(10)).tolist())]
-        _write(Path(path), "\n".join([*lines, "", "\\end\\", ""]).encode())
+        write_whole(path, "\n".join([*lines, "", "\\end\\", ""]).encode())
 
 
 FORMAT = "lmbook n-gram 1"
@@ -502,19 +501,6 @@ FORMAT = "lmbook n-gram 1"
 def _fingerprint(tokenizer: Any) -> str:
     "A hash by which to know a tokenizer again."
     return hashlib.sha256(tokenizer.to_bytes()).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    "Write under a temporary name and rename, so that a file is there whole or not at all."
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
-    try:
-        with os.fdopen(handle, "wb") as file: file.write(data)
-        os.chmod(temporary, 0o644)  # a temporary file is for its owner only
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 # %% ../nbs/04_language_models.ipynb #c1ed4d0bb5
 class Estimate(NamedTuple):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAD', 'BOS', 'EOS', 'UNK', 'SPECIALS', 'REPLACEMENT', 'SPACES', 'MARKS', 'PATTERN', 'LONGEST', 'BYTE_LETTERS',
-           'TokenizerError', 'Batch', 'Tokenizer', 'split_words', 'jieba_words', 'WordTokenizer', 'CharTokenizer',
-           'learn_merges', 'BPE', 'ByteTokenizer', 'viterbi', 'expected_counts', 'train_unigram', 'wordpiece',
-           'SentencePieceTokenizer', 'spell', 'ngram_cost', 'HuggingFaceTokenizer']
+           'TokenizerError', 'Encoding', 'Tokenizer', 'write_whole', 'split_words', 'jieba_words', 'WordTokenizer',
+           'CharTokenizer', 'learn_merges', 'BPE', 'ByteTokenizer', 'viterbi', 'expected_counts', 'train_unigram',
+           'wordpiece', 'SentencePieceTokenizer', 'spell', 'ngram_cost', 'HuggingFaceTokenizer']
 
 # %% ../nbs/03_tokenization.ipynb #891d92fc00
 import heapq
@@ -50,13 +50,13 @@ def _utf8(text: str) -> bytes:
         where = f"character {error.start:,} ({text[error.start]!r})"
         raise TokenizerError(f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly.") from error
 
-# %% ../nbs/03_tokenization.ipynb #5982c7f393
+# %% ../nbs/03_tokenization.ipynb #3717dbe899
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 
 
 @dataclass(frozen=True)
-class Batch:
+class Encoding:
     "Texts of several lengths as one rectangle."
 
     ids: torch.Tensor  # (B, T) int64
@@ -222,7 +222,7 @@ class Tokenizer(ABC):
         specials: bool = False,
         side: str = "right",  # where the padding goes; "left" is for texts that a model shall continue
         offsets: bool = False,  # tell which characters each token stands for
-    ) -> Batch:
+    ) -> Encoding:
         "Several texts as one rectangle, as long as the longest. Where there is no <pad>, 0 stands in its place; the mask is what counts."
         texts = [texts] if isinstance(texts, str) else list(texts)
         if side not in ("left", "right"): raise TokenizerError(f"side is 'left' or 'right', not {side!r}.")
@@ -240,7 +240,7 @@ class Tokenizer(ABC):
         for b, row in enumerate(rows):
             where = slice(longest - len(row), longest) if side == "left" else slice(len(row))
             ids[b, where], mask[b, where] = row, True
-        return Batch(torch.from_numpy(ids), torch.from_numpy(mask), spans)
+        return Encoding(torch.from_numpy(ids), torch.from_numpy(mask), spans)
 
     def decode_batch(
         self,
@@ -253,11 +253,11 @@ class Tokenizer(ABC):
 
     def save(self, path: str | Path) -> None:
         "Write the tokenizer to a file, whole or not at all: SentencePiece's own format (.model) or tokenizer.json."
-        _write(path, self.to_bytes())
+        write_whole(path, self.to_bytes())
 
     def to_json(self, path: str | Path) -> None:
         "Write a file tokenizer.json that the library `tokenizers` reads, and with it the world of Hugging Face."
-        _write(path, json.dumps(self._json(), ensure_ascii=False).encode())
+        write_whole(path, json.dumps(self._json(), ensure_ascii=False).encode())
 
     def _json(self) -> dict[str, Any]:
         "The content of tokenizer.json."
@@ -290,8 +290,11 @@ class Tokenizer(ABC):
     def __repr__(self) -> str: return f"{type(self).__name__}({self.vocab_size:,} tokens)"
 
 
-def _write(path: str | Path, data: bytes) -> None:
-    "Write under a temporary name and rename, so that a file is there whole or not at all."
+def write_whole(
+    path: str | Path,  # missing folders above it are made
+    data: bytes,
+) -> None:
+    "Write a file under a temporary name and rename it, so that it is there whole or not at all."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
