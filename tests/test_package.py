@@ -361,6 +361,17 @@ def test_the_ten_lines_of_the_readme_run(tmp_path: Path):
     assert re.fullmatch(r"\d{5,6} words", out[3]) and len((tmp_path / "stories.txt").read_text(encoding="utf-8").splitlines()) == 1000
 
 
+def test_the_second_example_of_the_readme_trains_and_goes_on(tmp_path: Path):
+    "With fewer steps; it reads the file that the first one writes, and the second call finds the run finished."
+    first, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    python("-c", first, cwd=tmp_path, PYTHONIOENCODING="utf-8")
+    assert "steps=1000" in code and "eval_every=250" in code
+    short = code.replace("steps=1000", "steps=20").replace("eval_every=250", "eval_every=10")
+    outputs = [python("-c", short, cwd=tmp_path, TQDM_DISABLE="1") for _ in range(2)]
+    assert outputs[0] == outputs[1] and re.fullmatch(r"\{'network': \d\.\d+, '5-gram': 0\.\d+\}\n", outputs[0])
+    assert (tmp_path / "run" / "step-000020" / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
 def test_links_lead_to_files_that_exist(page: str):
     text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
