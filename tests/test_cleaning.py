@@ -625,3 +625,12 @@ def test_the_same_under_ray(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.strip().splitlines()[-1])
     assert [tuple(r) for r in result["plain"]] == in_a_loop(rows()) and result["marked"] == result["decided"] > 0
+
+
+def test_the_check_digit_of_an_identity_number_is_the_standards():
+    "GB 11643 prints one example, and gives the digit as a table of remainders: another way to the same rule."
+    assert valid_cn_id("11010519491231002X") and not valid_cn_id("110105194912310021")
+    weights = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
+    for body in ("11010519001231002", "44052418800101001", "51010818991120456"):
+        digit = "10X98765432"[sum(w * int(c) for w, c in zip(weights, body)) % 11]
+        assert [d for d in "0123456789X" if valid_cn_id(body + d)] == [digit]
