@@ -314,15 +314,18 @@ def around(
     before, after = output.chunk(2, -1)
     return torch.cat([F.pad(before, (0, 0, 1, -1)), F.pad(after, (0, 0, -1, 1))], -1)
 
-# %% ../nbs/09_bilstm.ipynb #82951f1f8f
+# %% ../nbs/09_bilstm.ipynb #c69ea95f26
 def bio_tags(
-    places: Sequence[tuple[int, int]],  # where each token begins and ends in the text
+    text: str,
+    places: Sequence[tuple[int, int]],  # where each token begins and ends, as from `Tokenizer.offsets`; white space at its edges does not count
     spans: Iterable[tuple[int, int, str]],  # (start, end, type), without overlap
 ) -> list[str]: # of each token: "B-type" where a span begins, "I-type" inside it, "O" outside
     "Spans of a text as one tag for each token. Raises RecurrentError where a span ends within a token, holds none, or overlaps another."
+    pieces = [(a, text[a:b]) for a, b in places]
+    places = [(a + len(piece) - len(piece.lstrip()), a + len(piece.rstrip())) for a, piece in pieces]
     tags = ["O"] * len(places)
     for start, end, kind in spans:
-        inside = [i for i, (a, b) in enumerate(places) if a < end and b > start]
+        inside = [i for i, (a, b) in enumerate(places) if a < min(b, end) and b > start]
         if not inside or places[inside[0]][0] < start or places[inside[-1]][1] > end:
             raise RecurrentError(f"The span {(start, end, kind)} does not begin and end with a token. Cut the text into smaller tokens, or move the span.")
         if any(tags[i] != "O" for i in inside): raise RecurrentError(f"The span {(start, end, kind)} overlaps another. One tag for each token cannot say that.")
