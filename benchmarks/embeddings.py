@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds and seeds on the real text")
     parser.add_argument("--long", type=int, default=17_000_000, help="words of Small World; 0: leave it out")
     args = parser.parse_args()
-    command = "python -m benchmarks.embeddings --data ../shared/data"
+    command = "python -m benchmarks.embeddings --data ../shared/data" + "".join(f" --{name} {n}" for name, n, usual in (("rounds", args.rounds, 5), ("long", args.long, 17_000_000)) if n != usual)
     result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine("torch", "numpy", "gensim"), "settings": SETTINGS}
     if args.data is None or not (args.data / "word_similarity").is_dir(): print("no folder word_similarity: give --data to measure real text; the file of results is left as it is")
     else:

@@ -360,7 +360,7 @@ def negative_gradient(
     for_outputs = torch.bmm(both.mT, hidden)
     return torch.bmm(both, outputs), for_outputs[:, : true.shape[1]], for_outputs[:, true.shape[1] :]
 
-# %% ../nbs/08_embeddings.ipynb #822adfe691
+# %% ../nbs/08_embeddings.ipynb #7e69137405
 @dataclass(frozen=True)
 class Word2VecConfig:
     "What word2vec learns and how. The defaults are gensim's, and skip-gram's where those are CBOW's."
@@ -378,13 +378,14 @@ class Word2VecConfig:
     min_lr: float = 1e-4  # and at the end
     epochs: int = 5
     batch: int = 1024  # words whose updates are computed together
-    block: int = 16  # words of a batch that share their noise; their neighbours are looked at as one matrix
-    clip: float = .5  # the furthest that a word's vector moves in one batch (its length is some 1 to 4); 0: no limit
+    block: int = 32  # words of a batch whose neighbours are looked at as one matrix, and which share their noise
+    shared: int = 64  # noise words drawn for each block. Fewer are quicker, and push each of them further
+    clip: float = 1.  # the furthest that a word's vector moves in one batch (its length is some 1 to 4); 0: no limit
     workers: int = 1  # threads, each on a part of the text, all on the same vectors; more than one: results differ from run to run
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("dim", 1), ("window", 1), ("negative", 1), ("min_count", 1), ("epochs", 1), ("batch", 1), ("block", 1), ("workers", 1)):
+        for name, least in (("dim", 1), ("window", 1), ("negative", 1), ("min_count", 1), ("epochs", 1), ("batch", 1), ("block", 1), ("shared", 1), ("workers", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least: raise EmbeddingError(f"{name}={value!r}: give a whole number of at least {least}.")
         for name, options in (("method", ("skipgram", "cbow")), ("loss", ("negative", "hierarchical", "softmax"))):
@@ -393,9 +394,9 @@ class Word2VecConfig:
         for name in ("subsample", "clip", "noise_power"):
             if not 0 <= getattr(self, name) < math.inf: raise EmbeddingError(f"{name}={getattr(self, name)}: give 0 or a positive number.")
 
-# %% ../nbs/08_embeddings.ipynb #1a3de3a544
+# %% ../nbs/08_embeddings.ipynb #61e612e3f2
 def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    "The different ids and, for each, the sum of its rows: a gather in sorted order, which is much quicker than adding one by one."
+    "The different ids and, for each, the sum of its rows: sorted, so that equal ids lie together, and each run is summed."
     ids, order = torch.sort(ids)
     different, counts = torch.unique_consecutive(ids, return_counts=True)
     return different, F.embedding_bag(order, rows, counts.cumsum(0) - counts, mode="sum")
@@ -406,7 +407,7 @@ def _move(matrix: Tensor, ids: Tensor, gradient: Tensor, lr: float, clip: float)
     ids, step = _sum_by_id(ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
     step *= -lr
     if clip: step *= (clip / step.norm(dim=1, keepdim=True).clamp_(min=1e-12)).clamp_(max=1)
-    matrix.index_copy_(0, ids, step.add_(matrix.index_select(0, ids)))
+    matrix.index_add_(0, ids, step)
 
 
 class _Word2Vec:
@@ -436,7 +437,7 @@ class _Word2Vec:
         _move(self.inputs, read, slope if config.method == "skipgram" else mean.mT @ slope, lr, config.clip)
 
     def _negative(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, dice: torch.Generator) -> Tensor:
-        B, S, K = len(around), around.shape[1], self.config.block
+        B, S, K = len(around), around.shape[1], self.config.shared
         noise = torch.searchsorted(self.noise_bounds, torch.rand(B, K, generator=dice, dtype=torch.float64)).clamp_(max=len(self.outputs) - 1)
         ids = torch.cat([around, noise], 1)
         rows = self.outputs.index_select(0, ids.view(-1)).view(B, S + K, -1)
