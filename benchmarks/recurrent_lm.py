@@ -7,7 +7,7 @@ Floor: 5,000 stories in English (the LSTM also in Chinese), two passes; LSTM, GR
 three seeds each, the rate of each cell chosen on 1,000 stories with a seed that is not used again; the n-grams read the same text.
 Windows: the same stories as one row, read in windows of T words and 160 / T rows, so that all runs see the same words in as many steps; each is judged
 on stories from a state of zeros, and on all of them as one text with the state carried.
-Dropout: 150 stories, eight passes, PyTorch's cells step by step where a mask changes from word to word.
+Dropout: 150 stories, eight passes, and sentences whose last word depends on the first; step by step, since masks change from word to word.
 Cost: a step of training, each in turns with the step it is compared with, in one process; and the bare loop in the form of PyTorch's own example
 (words of ours), whose weights must end equal to those of the Trainer. No data set is needed, so there is no --data.
 """
@@ -147,7 +147,7 @@ def windows() -> dict[str, Any]:
                 found.append(data.excess_both(model))
             for judged, values in zip(("from zero", "carried"), zip(*found)): out.setdefault(f"{way}; judged {judged}", {})[str(T)] = [float(x) for x in values]
             print(f"T={T:<3} {way:22} from zero, carried:", rounded([[float(x) for x in pair] for pair in found]))
-    return out
+    return {"excess_per_token": out}
 
 
 class StepByStep(RecurrentLM):
@@ -175,18 +175,29 @@ class StepByStep(RecurrentLM):
         return same_mask(torch.stack(out, 1), self.config.dropout_out), ((h[None], c[None]),)
 
 
+WHERE = ("nothing", "c, new at each word", "h, new at each word", "h, one for the row", "weights")
+
+
 def recurrent_dropout() -> dict[str, Any]:
-    data, out = World(150), {}
-    for where in ("nothing", "c, new at each word", "h, new at each word", "h, one for the row", "weights"):
-        out[where] = []
+    "On stories, and on a language that is nothing but memory: a name, eight words drawn at random, and the pronoun that belongs to the name."
+    data, out = World(150), {"share": .25, "stories": 150, "per_token": {}, "between": 8, "pronoun": {}}
+    dice = np.random.default_rng(0)
+    who, fill = dice.integers(2, size=(2500, 1)), dice.integers(4, 12, size=(2500, 8))
+    sentences = np.hstack([who, fill, who + 2])
+    for where in WHERE:
+        for kind in ("per_token", "pronoun"): out[kind][where] = []
         for seed in SEEDS:
             torch.manual_seed(seed)
             model = StepByStep(RecurrentLMConfig(data.tokenizer.vocab_size, 64, 64), where, .25)
             config = TrainConfig(epochs=8, lr=2e-2, warmup=20, seed=seed, device="cpu")
             Trainer(model, TokenStream(data.ids, 10, 32, contiguous=True), config, loss=CarriedState()).fit()
-            out[where].append(data.excess(evaluate(model, data.fresh_rows))["per_token"])
-        print(f"{where:22}", rounded(out[where]))
-    return {"share": .25, "stories": 150, "per_token": out}
+            out["per_token"][where].append(data.excess(evaluate(model, data.fresh_rows))["per_token"])
+            torch.manual_seed(seed)
+            model = StepByStep(RecurrentLMConfig(12, 32, 32), where, .25)
+            Trainer(model, Examples(sentences[:2000], batch_size=16, seed=seed), TrainConfig(epochs=6, lr=1e-2, warmup=20, seed=seed, device="cpu"), loss=CarriedState()).fit()
+            out["pronoun"][where].append(float(np.mean([nats[-1] for nats in evaluate(model, list(sentences[2000:])).token_nats])))
+        print(f"{where:22} stories", rounded(out["per_token"][where]), "pronoun", rounded(out["pronoun"][where]))
+    return out
 
 
 def in_turns(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
@@ -257,7 +268,7 @@ def loops(V: int, d: int, B: int = 20, T: int = 35, turns: int = 15, steps: int 
         for _ in range(steps): trainer._update(batches)
 
     ms = in_turns({"bare": bare, "ours": ours}, turns)
-    apart = max(float((a - b).abs().max()) for a, b in ((embed.weight, model.embed.weight), (rnn.weight_hh_l1, model.layers[1].rnn.weight_hh_l0)))
+    apart = max((a - b).abs().max().item() for a, b in ((embed.weight, model.embed.weight), (rnn.weight_hh_l1, model.layers[1].rnn.weight_hh_l0)))
     assert apart < 1e-4, apart
     speed = {name: B * T * steps / t * 1000 for name, t in ms.items()}
     return {"vocabulary": V, "width": d, "layers": 2, "B": B, "T": T, "tokens_per_s": speed, "ratio": speed["ours"] / speed["bare"], "weights_apart": apart}
@@ -269,17 +280,17 @@ def main() -> None:
     parser.add_argument("--stories", type=int, default=5000)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if args.only and RESULTS.exists() else {}
     wanted = args.only or ("cost", "windows", "dropout", "floor")
     stamp = {"machine": machine("torch", "numpy"), "date": datetime.date.today().isoformat(), "threads": 1}
     measures: dict[str, Callable[[], Any]] = {
         "cost": lambda: {"step": [cost(303, 96, 1), cost(10_000, 200, 2)], "loop": [loops(303, 96), loops(10_000, 200)]},
         "windows": windows, "dropout": recurrent_dropout, "floor": lambda: against_the_floor(args.stories, 2),
     }  # fmt: skip
-    results = {"command": "OMP_NUM_THREADS=1 python -m benchmarks.recurrent_lm", **results}
     for name in wanted:
-        results[name] = measures[name]() | stamp if name != "windows" else {"excess_per_token": measures[name](), **stamp}
-        if name == "cost": print(json.dumps(rounded(results[name]["step"] + results[name]["loop"]), indent=1))
+        result = measures[name]() | stamp
+        if name == "cost": print(json.dumps(rounded(result["step"] + result["loop"]), indent=1))
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}  # read late: another run may have added to it
+        results |= {"command": "OMP_NUM_THREADS=1 python -m benchmarks.recurrent_lm", name: result}
         RESULTS.write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8", newline="\n")
 
 
