@@ -20,6 +20,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,33 +97,38 @@ def by_distance(data: World, model: Any) -> dict[str, Any]:
             "agreement": float(nats[kind == "agreement"].mean()), "hidden thing": float(nats[kind == "place"].mean())}
 
 
-def against_the_floor(stories: int, epochs: int) -> dict[str, Any]:
+def measured_ngram(stories: int, epochs: int) -> dict[str, Any]:
+    data = World(stories)
+    found = data.best_ngram()
+    print("n-gram", rounded(found))
+    return {"stories": stories, "tokens": len(data.ids), "epochs": epochs, "vocabulary": data.tokenizer.vocab_size, "fresh_stories": len(data.fresh),
+            "floor_per_token": data.ground.nats / sum(len(r) - 1 for r in data.fresh_rows), "floor_per_story": data.ground.nats / len(data.fresh),
+            "ngram": found | {"by_distance": by_distance(data, data.ngram(found["order"]))}}
+
+
+def measured_cell(cell: str, stories: int, epochs: int) -> dict[str, Any]:
     data, small = World(stories), World(1000, split="valid")
     V = data.tokenizer.vocab_size
-    target = sum(p.numel() for p in RecurrentLM(RecurrentLMConfig(V, 96, 96)).parameters())
-    out: dict[str, Any] = {"stories": stories, "tokens": len(data.ids), "epochs": epochs, "vocabulary": V, "fresh_stories": len(data.fresh), "edges": EDGES,
-                           "floor_per_token": data.ground.nats / sum(len(r) - 1 for r in data.fresh_rows), "floor_per_story": data.ground.nats / len(data.fresh)}
-    ngram = data.best_ngram()
-    out["ngram"] = ngram | {"by_distance": by_distance(data, data.ngram(ngram["order"]))}
-    print("n-gram", rounded(ngram))
-    out["models"] = {}
-    for cell in ("rnn", "gru", "lstm"):
-        d = width_for(target, V, cell)
-        config = RecurrentLMConfig(V, d, d, cell=cell)
-        grid = {lr: small.excess(evaluate(train(small, config, 99, lr, 2)[0], small.fresh_rows))["per_token"] for lr in (2.5e-3, 5e-3, 1e-2, 2e-2)}
-        lr = min(grid, key=grid.get)
-        runs = [train(data, config, seed, lr, epochs) for seed in SEEDS]
-        found = [data.excess(evaluate(model, data.fresh_rows)) for model, _ in runs]
-        out["models"][cell] = {"width": d, "parameters": sum(p.numel() for p in runs[0][0].parameters()), "lr": lr, "rates_tried": {str(k): v for k, v in grid.items()},
-                               "per_token": [f["per_token"] for f in found], "per_story": [f["per_story"] for f in found],
-                               "seconds": [s for _, s in runs], "by_distance": [by_distance(data, model) for model, _ in runs]}
-        print(cell, rounded({k: v for k, v in out["models"][cell].items() if k != "by_distance"}))
-    chinese, lr = World(stories, "zh"), out["models"]["lstm"]["lr"]
-    config = RecurrentLMConfig(chinese.tokenizer.vocab_size, 96, 96)
-    runs = [chinese.excess(evaluate(train(chinese, config, seed, lr, epochs)[0], chinese.fresh_rows)) for seed in SEEDS]
-    out["chinese"] = {"tokens": len(chinese.ids), "vocabulary": chinese.tokenizer.vocab_size, "ngram": chinese.best_ngram(),
-                      "lstm": {"per_token": [r["per_token"] for r in runs], "per_story": [r["per_story"] for r in runs]}}
-    print("Chinese", rounded(out["chinese"]))
+    d = width_for(sum(p.numel() for p in RecurrentLM(RecurrentLMConfig(V, 96, 96)).parameters()), V, cell)
+    config = RecurrentLMConfig(V, d, d, cell=cell)
+    grid = {lr: small.excess(evaluate(train(small, config, 99, lr, 2)[0], small.fresh_rows))["per_token"] for lr in (5e-3, 1e-2, 2e-2)}
+    lr = min(grid, key=grid.get)
+    runs = [train(data, config, seed, lr, epochs) for seed in SEEDS]
+    found = [data.excess(evaluate(model, data.fresh_rows)) for model, _ in runs]
+    out = {"width": d, "parameters": sum(p.numel() for p in runs[0][0].parameters()), "lr": lr, "rates_tried": {str(k): v for k, v in grid.items()},
+           "per_token": [f["per_token"] for f in found], "per_story": [f["per_story"] for f in found],
+           "seconds": [s for _, s in runs], "by_distance": [by_distance(data, model) for model, _ in runs]}
+    print(cell, rounded({k: v for k, v in out.items() if k != "by_distance"}))
+    return out
+
+
+def measured_chinese(stories: int, epochs: int, lr: float = 1e-2) -> dict[str, Any]:
+    data = World(stories, "zh")
+    config = RecurrentLMConfig(data.tokenizer.vocab_size, 96, 96)
+    runs = [data.excess(evaluate(train(data, config, seed, lr, epochs)[0], data.fresh_rows)) for seed in SEEDS]
+    out = {"tokens": len(data.ids), "vocabulary": data.tokenizer.vocab_size, "lr": lr, "ngram": data.best_ngram(),
+           "lstm": {"per_token": [r["per_token"] for r in runs], "per_story": [r["per_story"] for r in runs]}}
+    print("Chinese", rounded(out))
     return out
 
 
@@ -276,18 +282,18 @@ def loops(V: int, d: int, B: int = 20, T: int = 35, turns: int = 15, steps: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="*", choices=("floor", "windows", "dropout", "cost"), help="measure these, keep the others")
     parser.add_argument("--stories", type=int, default=5000)
-    args = parser.parse_args()
+    parser.add_argument("--only", nargs="*", help="measure these (cost, windows, dropout, ngram, rnn, gru, lstm, chinese), and keep what the file says of the others")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    wanted = args.only or ("cost", "windows", "dropout", "floor")
-    stamp = {"machine": machine("torch", "numpy"), "date": datetime.date.today().isoformat(), "threads": 1}
+    stories, epochs = arguments.stories, 2
     measures: dict[str, Callable[[], Any]] = {
         "cost": lambda: {"step": [cost(303, 96, 1), cost(10_000, 200, 2)], "loop": [loops(303, 96), loops(10_000, 200)]},
-        "windows": windows, "dropout": recurrent_dropout, "floor": lambda: against_the_floor(args.stories, 2),
+        "windows": windows, "dropout": recurrent_dropout, "ngram": lambda: measured_ngram(stories, epochs),
+        **{cell: partial(measured_cell, cell, stories, epochs) for cell in ("rnn", "gru", "lstm")}, "chinese": lambda: measured_chinese(stories, epochs),
     }  # fmt: skip
-    for name in wanted:
-        result = measures[name]() | stamp
+    for name in arguments.only or measures:
+        result = measures[name]() | {"machine": machine("torch", "numpy"), "date": datetime.date.today().isoformat(), "threads": 1}
         if name == "cost": print(json.dumps(rounded(result["step"] + result["loop"]), indent=1))
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}  # read late: another run may have added to it
         results |= {"command": "OMP_NUM_THREADS=1 python -m benchmarks.recurrent_lm", name: result}
