@@ -4,7 +4,7 @@
 
 Prints tables and writes benchmarks/results/recurrent_lm.json.
 Floor: 5,000 stories in English (the LSTM also in Chinese), two passes; LSTM, GRU and RNN with as nearly as possible the same number of parameters,
-three seeds each, the rate of each cell chosen on 1,000 stories with a seed that is not used again; the n-grams read the same text.
+three seeds each, the rate (which stays up and falls at the end, "wsd") of each cell chosen on 1,000 stories with a seed that is not used again; the n-grams read the same text.
 Windows: the same stories as one row, read in windows of T words and 160 / T rows, so that all runs see the same words in as many steps; each is judged
 on stories from a state of zeros, and on all of them as one text with the state carried.
 Dropout: 150 stories, eight passes, and sentences whose last word depends on the first; step by step, since masks change from word to word.
@@ -83,7 +83,7 @@ def train(data: World, config: RecurrentLMConfig, seed: int, lr: float, epochs: 
     torch.manual_seed(seed)
     model = RecurrentLM(config)
     start = time.perf_counter()
-    Trainer(model, Examples(data.rows, batch_size=8, sort=10, seed=seed), TrainConfig(epochs=epochs, lr=lr, warmup=20, seed=seed, device="cpu"), loss=CarriedState()).fit()
+    Trainer(model, Examples(data.rows, batch_size=8, sort=10, seed=seed), TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=20, seed=seed, device="cpu"), loss=CarriedState()).fit()
     return model, time.perf_counter() - start
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['States', 'RecurrentLMError', 'RecurrentLMConfig', 'same_mask', 'RecurrentLM', 'CarriedState']
 
-# %% ../nbs/09_recurrent_lm.ipynb #095d24d9
+# %% ../nbs/09_recurrent_lm.ipynb #02eaf32de8
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -19,7 +19,7 @@ from torch.func import functional_call
 from .bilstm import CELLS, Recurrent, RecurrentConfig, State, detach_state
 from .training import IGNORE, Batch, evaluating
 
-# %% ../nbs/09_recurrent_lm.ipynb #5930034d
+# %% ../nbs/09_recurrent_lm.ipynb #7c07801c7f
 class RecurrentLMError(ValueError):
     "Something about a recurrent language model or its input that the user can mend. The message says what is wrong and what to do about it."
 
@@ -61,7 +61,7 @@ class RecurrentLMConfig:
         "How many numbers each layer puts out."
         return (self.d_hidden,) * (self.layers - 1) + (self.d_embed if self.tie else self.d_hidden,)
 
-# %% ../nbs/09_recurrent_lm.ipynb #9fa61a94
+# %% ../nbs/09_recurrent_lm.ipynb #49b289a1d1
 def same_mask(
     x: Tensor,  # (B, T, H)
     share: float,  # of the H numbers that is silenced, from 0 to below 1
@@ -71,7 +71,7 @@ def same_mask(
     if not share or not training: return x
     return x * F.dropout(x.new_ones(len(x), 1, x.shape[2]), share)
 
-# %% ../nbs/09_recurrent_lm.ipynb #75cc9f8f
+# %% ../nbs/09_recurrent_lm.ipynb #99cc1ba22c
 def _like(state: State, x: Tensor) -> State:
     "On the device of x and in its precision: a checkpoint's states come from the CPU, and mixed precision changes the type from layer to layer."
     return tuple(part.to(x) for part in state) if isinstance(state, tuple) else state.to(x)
@@ -200,7 +200,7 @@ class RecurrentLM(nn.Module):
                 if len(new) < n: scores, states = self.step(torch.tensor([new[-1:]], device=device), states)
         return new
 
-# %% ../nbs/09_recurrent_lm.ipynb #cd832742
+# %% ../nbs/09_recurrent_lm.ipynb #577b90c64f
 class CarriedState:
     """A loss for the Trainer, for a `RecurrentLM`: the state goes on from batch to batch where the batch says so (`Batch.carry`).
 
