@@ -153,7 +153,7 @@ def wnut(folder: Path, seeds: int, epochs: int) -> dict[str, object]:
         with evaluating(model): return judge(model, "test")
 
     models = {}
-    for name, width, both in (("forward only", 111, False), ("both directions", 64, True)):
+    for name, width, both in (("forward only", 100, False), ("both directions", 64, True)):
         found = [run(width, both, seed) for seed in range(seeds)]
         rnn = nn.LSTM(64, width, bidirectional=both)
         models[name] = {"recurrent weights": sum(p.numel() for p in rnn.parameters()), **{
