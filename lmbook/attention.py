@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['POSITIONS', 'AttentionError', 'causal_mask', 'padding_mask', 'segment_mask', 'attention_weights', 'attention',
            'online_attention', 'sinusoidal', 'LearnedPositions', 'alibi_slopes', 'alibi_bias', 'Rotation', 'Rotary',
-           'AttentionConfig', 'Cache', 'Attention', 'AdditiveAttention']
+           'AttentionConfig', 'Cache', 'Attention', 'AdditiveAttention', 'AttentionDecoder']
 
-# %% ../nbs/10_attention.ipynb #7214407fb3
+# %% ../nbs/10_attention.ipynb #37bd8c396d
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .bilstm import Recurrent, RecurrentConfig
 
 # %% ../nbs/10_attention.ipynb #e41fe5e453
 class AttentionError(ValueError):
@@ -469,3 +471,58 @@ class AdditiveAttention(nn.Module):
         hidden = torch.tanh(self.query(query)[:, :, None] + self.key(memory)[:, None])  # (B, T, S, units)
         weights = _softmax(self.score(hidden)[..., 0], None if mask is None else mask[:, None])
         return weights @ memory, weights
+
+# %% ../nbs/10_attention.ipynb #ef96bad945
+class AttentionDecoder(nn.Module):
+    """A decoder for `lmbook.seq2seq.Seq2Seq` that looks at all states of the encoder before it says a word.
+
+    The state asks, and what it finds is mixed in before the scores (Luong, Pham and Manning 2015, eq. 5, without input feeding, so that
+    a known target is read in one call). The summary sets the first state and is not read again.
+    """
+
+    def __init__(
+        self,
+        config: Any,  # a Seq2SeqConfig
+        score: str = "additive",  # or "dot"
+    ):
+        super().__init__()
+        if score not in ("additive", "dot"): raise AttentionError(f"There is no score {score!r}. Choose one of: additive, dot.")
+        self.config = c = config
+        states = c.d_hidden * (2 if c.encoder.startswith("bi") else 1)
+        self.embed, self.dropout = nn.Embedding(c.target_vocab, c.d_embed), nn.Dropout(c.dropout)
+        self.body = Recurrent(RecurrentConfig(c.d_embed, c.d_hidden, c.layers, c.decoder, dropout=c.dropout if c.layers > 1 else 0.))
+        self.parts = 2 if c.decoder == "lstm" else 1  # an LSTM's state is a pair
+        self.start = nn.Linear(c.vector, self.parts * c.layers * c.d_hidden)
+        self.look = AdditiveAttention(c.d_hidden, states, c.d_hidden) if score == "additive" else None
+        if score == "dot": self.query = nn.Linear(c.d_hidden, states, bias=False)
+        self.mix, self.out = nn.Linear(c.d_hidden + states, c.d_hidden), nn.Linear(c.d_hidden, c.target_vocab)
+
+    def context(
+        self,
+        h: Tensor,  # (B, T, H): what asks
+        memory: Any,  # a `lmbook.seq2seq.Memory`
+    ) -> tuple[Tensor, Tensor]: # (B, T, E) what is found, and (B, T, S) where
+        "Look at the source."
+        if self.look is not None: return self.look(h, memory.states, memory.mask)
+        weights = attention_weights(self.query(h)[:, None], memory.states[:, None], padding_mask(memory.mask))[:, 0]
+        return weights @ memory.states, weights
+
+    def forward(
+        self,
+        ids: Tensor,  # (B, T): the target so far, or what comes next of it
+        memory: Any,  # what `Seq2Seq.encode` gives
+        state: Any = None,  # where an earlier call stopped; None: at the beginning
+    ) -> tuple[Tensor, Any]: # (B, T, V) scores of the token that follows each; the state after the last
+        "Go on writing."
+        h, state = self._read(ids, memory, state)
+        return self.out(self.dropout(torch.tanh(self.mix(torch.cat([h, self.context(h, memory)[0]], -1))))), state
+
+    def weights(self, ids: Tensor, memory: Any) -> Tensor: # (B, T, S): before it says what follows ids[:, t], how much it looks at place s
+        "Where it looks: an alignment."
+        return self.context(self._read(ids, memory, None)[0], memory)[1]
+
+    def _read(self, ids: Tensor, memory: Any, state: Any) -> tuple[Tensor, Any]:
+        if state is None:
+            h = torch.tanh(self.start(memory.summary)).view(len(ids), self.parts, self.config.layers, -1).permute(1, 2, 0, 3).contiguous()
+            state = (h[0], h[1]) if self.parts == 2 else h[0]
+        return self.body(self.dropout(self.embed(ids)), state)
