@@ -3,10 +3,11 @@
     python -m benchmarks.attention
 
 Prints tables and writes benchmarks/results/attention.json. One thread, nothing but CPU; `--only length heads ...` runs some of the parts and keeps
-the other results of the file. Times: the contenders take turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak
-resident size above that of the same process before (Linux). Length: one layer, four sequences, forward alone and forward with backward.
-Heads: keys and values shared by groups of queries. Text: small causal models on Small World, trained on short rows and read on long ones; the
-same models and an LSTM at equal parameters and tokens. Copy: through one vector, through D2's gate, and through attention, trained longer than in the chapter.
+the other results of the file. Times are seconds of the processor, which a busy machine changes less than
+the clock; the contenders take turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of
+the same process before (Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by
+groups of queries. Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
+Copy: through one vector, through D2's gate, and through attention, a harder game than the chapter's.
 """
 
 from __future__ import annotations
@@ -95,14 +96,14 @@ def work(model: nn.Module, x: Tensor, backward: bool) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]: # seconds of the fastest round
+def turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]: # processor seconds of the fastest round
     best = dict.fromkeys(ways, float("inf"))
     for run in ways.values(): run()
     for i in range(rounds):
         for name in list(ways)[:: 1 if i % 2 else -1]:
-            start = time.perf_counter()
+            start = time.process_time()
             ways[name]()
-            best[name] = min(best[name], time.perf_counter() - start)
+            best[name] = min(best[name], time.process_time() - start)
     return best
 
 
@@ -132,9 +133,9 @@ def peak(name: str, T: int, backward: bool) -> float | None: # MiB
     return queue.get() if process.exitcode == 0 else None
 
 
-def length(rounds: int) -> list[dict]:
-    rows = []
-    for T in LENGTHS + LONG:
+def length(rounds: int, lengths: list[int], before: list[dict]) -> list[dict]:
+    rows = [row for row in before if row["T"] not in lengths]
+    for T in lengths:
         names = [n for n in ("LSTM", "plain", "fused", "online") if T in LENGTHS or n in ("LSTM", "fused")]
         models, x = {n: layer(n) for n in names}, torch.randn(ROWS, T, WIDTH)
         row: dict = {"T": T}
@@ -148,7 +149,7 @@ def length(rounds: int) -> list[dict]:
               + "   both " + "  ".join(f"{n} {v:6.2f}" for n, v in row["both"].items()), flush=True)
         print("         MiB forward      " + "  ".join(f"{n} {v or 0:6.1f}" for n, v in row["forward_peak_MiB"].items())
               + "   both " + "  ".join(f"{n} {v or 0:6.1f}" for n, v in row["both_peak_MiB"].items()), flush=True)
-    return rows
+    return sorted(rows, key=lambda row: row["T"])
 
 
 # ---------------------------------------------------------------- heads
@@ -302,6 +303,7 @@ def copy(seeds: int, steps: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=["length", "heads", "text", "copy"])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[*LENGTHS, *LONG])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=600)
@@ -311,7 +313,7 @@ def main() -> None:
     result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     result |= {"command": "python -m benchmarks.attention", "date": datetime.date.today().isoformat(), "machine": machine("torch"), "threads": 1,
                "shape": {"rows": ROWS, "width": WIDTH, "heads": HEADS}}
-    parts = {"length": lambda: length(arguments.rounds), "heads": lambda: heads(arguments.rounds), "text": lambda: text(arguments.seeds, arguments.steps),
+    parts = {"length": lambda: length(arguments.rounds, arguments.lengths, result.get("length", [])), "heads": lambda: heads(arguments.rounds), "text": lambda: text(arguments.seeds, arguments.steps),
              "copy": lambda: copy(arguments.seeds, arguments.copy_steps)}
     for name in parts:
         if name not in arguments.only: continue
