@@ -131,7 +131,7 @@ def attention_weights(
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     return _softmax(q @ k.mT * (q.shape[-1] ** -.5 if scale is None else scale), _allowed(mask, causal, q, k))
 
-# %% ../nbs/10_attention.ipynb #7c56b95ab2
+# %% ../nbs/10_attention.ipynb #c6b1180350
 _GROUPS = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on the kernel shares keys between heads by itself
 
 
@@ -158,7 +158,7 @@ def attention(
     mask = None if whole else _allowed(mask, causal, q, k)
     if H == H_kv: return F.scaled_dot_product_attention(q, k, v, mask, is_causal=whole, **options)
     if T == 1 and (mask is None or mask.ndim < 3 or mask.shape[-3] == 1):  # writing word by word: the queries that share keys go in together
-        return F.scaled_dot_product_attention(q.view(B, H_kv, H // H_kv, -1), k, v, mask, **options).reshape(B, H, 1, -1)
+        return F.scaled_dot_product_attention(q.reshape(B, H_kv, H // H_kv, -1), k, v, mask, **options).reshape(B, H, 1, -1)
     if _GROUPS: return F.scaled_dot_product_attention(q, k, v, mask, is_causal=whole, enable_gqa=True, **options)
     k, v = (x.repeat_interleave(H // H_kv, 1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=whole, **options)
@@ -469,7 +469,7 @@ class Attention(nn.Module):
         q, k, _, mask, causal = self._prepare(x, memory, mask, causal, positions, None)
         return attention_weights(q, k, mask, causal=causal)
 
-# %% ../nbs/10_attention.ipynb #245f537c2d
+# %% ../nbs/10_attention.ipynb #8fea7ed148
 class LearnedPositions(nn.Module):
     "A vector for each place, learned like those of words: for places that training has seen, and for no others."
 
@@ -486,9 +486,9 @@ class LearnedPositions(nn.Module):
         "The vectors of some places, or of the first T. AttentionError for a place that has none."
         length = self.table.num_embeddings
         if isinstance(positions, int): positions = torch.arange(positions, device=self.table.weight.device)
-        if positions.device.type == "cpu" and positions.numel() and not 0 <= int(positions.min()) <= (last := int(positions.max())) < length:
-            bad = last if last >= length else int(positions.min())
-            raise AttentionError(f"Place {bad} has no vector: the table ends at {length - 1}. Cut the text, or make the model with a longer table.")
+        if positions.device.type == "cpu" and positions.numel() and not 0 <= (first := int(positions.min())) <= int(positions.max()) < length:
+            bad = first if first < 0 else int(positions.max())
+            raise AttentionError(f"Place {bad} has no vector: the table runs from 0 to {length - 1}. Cut the text, or make the model with a longer table.")
         return self.table(positions)
 
 # %% ../nbs/10_attention.ipynb #8806131f0e
