@@ -211,10 +211,10 @@ def tatoeba(data: Path | None) -> dict:
     source, target = (number(sorted(u for (s, u), n in count.items() if s == side and n >= 3)) for side in "st")
     rows, runs = encoded(pairs, source, target), []
     tests = [(cut(e), by_english[e]) for e in fresh if cut(e) and len(by_english[e][0]) <= 40]
-    units, steps = [*UNITS, *list(target)[4:]], 1500
+    units, steps = [*UNITS, *list(target)[4:]], 800
     edges = ((1, 4), (5, 6), (7, 8), (9, 11), (12, 40))
     for seed in SEEDS[:2]:
-        make = lambda: Seq2Seq(Seq2SeqConfig(len(source), len(target), d_embed=96, d_hidden=192, encoder="bigru", decoder="gru", dropout=0.2))  # noqa: E731
+        make = lambda: Seq2Seq(Seq2SeqConfig(len(source), len(target), d_embed=64, d_hidden=128, encoder="bigru", decoder="gru", dropout=0.2))  # noqa: E731
         model = train(make, rows, seed, steps, 3e-3, 48)
         run = {}
         for low, high in edges:

@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'BOS', 'EOS', 'Pair', 'ENCODERS', 'Seq2SeqError', 'ConvCon
            'receptive_field', 'ConvLM', 'copy_task', 'reverse_task', 'recall_task', 'Seq2SeqConfig', 'Memory',
            'turn_round', 'Encoder', 'Decoder', 'Seq2Seq', 'Accuracy', 'greedy_accuracy']
 
-# %% ../nbs/09_seq2seq.ipynb #ceebbed6
+# %% ../nbs/09_seq2seq.ipynb #2ac8f5c68f
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from .bilstm import Recurrent, RecurrentConfig
 from .networks import LayerNorm
 from .training import Examples, evaluating
 
-# %% ../nbs/09_seq2seq.ipynb #e14b33f2
+# %% ../nbs/09_seq2seq.ipynb #9fca51cc10
 SPECIAL = 4  # ids below it are <pad>, <bos>, <eos> and <unk>, as in lmbook.tokenization
 BOS, EOS = 1, 2
 
@@ -52,7 +52,7 @@ def _check_ids(ids: Tensor, vocab_size: int, what: str) -> None:
         bad = low if low < 0 else high
         raise Seq2SeqError(f"The {what} id {bad} is no token: they run from 0 to {vocab_size - 1}. Is this the tokenizer that the model's {what} side was made for?")
 
-# %% ../nbs/09_seq2seq.ipynb #f0f6a45d
+# %% ../nbs/09_seq2seq.ipynb #d3e96a9e9d
 @dataclass(frozen=True)
 class ConvConfig:
     "A stack of convolutions over a text."
@@ -83,7 +83,7 @@ class ConvConfig:
         if self.dilation == "doubling": return tuple(2**i for i in range(self.layers))
         return tuple(self.dilation) if isinstance(self.dilation, tuple | list) else (self.dilation,) * self.layers
 
-# %% ../nbs/09_seq2seq.ipynb #4836b5c4
+# %% ../nbs/09_seq2seq.ipynb #d964efd84a
 def token_mask(
     given: Tensor | None,  # (B, S): above 0 (or True) at a token, 0 at padding; or (B,): how many tokens each row has; None: all are tokens
     rows: Tensor,  # (B, S, ...): what the mask is for
@@ -106,7 +106,7 @@ def token_mask(
             raise Seq2SeqError(f"In row {row} padding stands before a token. Padding goes behind the tokens.")
     return mask
 
-# %% ../nbs/09_seq2seq.ipynb #953a4ebd
+# %% ../nbs/09_seq2seq.ipynb #14b822031b
 class _ConvBlock(nn.Module):
     "What one layer adds: normalise, slide the window, bend or gate, mix the numbers of a place."
 
@@ -149,7 +149,7 @@ class ConvEncoder(nn.Module):
         for block in self.blocks: x = block(x, keep)
         return self.norm(x) if keep is None else self.norm(x) * keep
 
-# %% ../nbs/09_seq2seq.ipynb #65fccade
+# %% ../nbs/09_seq2seq.ipynb #e531bc5f04
 class Field(NamedTuple):
     "How many places before and behind its own a place can see."
 
@@ -162,7 +162,7 @@ def receptive_field(config: ConvConfig) -> Field:
     reach = sum((config.kernel - 1) * d for d in config.dilations)
     return Field(reach, 0) if config.causal else Field(reach // 2, reach // 2)
 
-# %% ../nbs/09_seq2seq.ipynb #3d9b07b5
+# %% ../nbs/09_seq2seq.ipynb #25cacb81f9
 class ConvLM(nn.Module):
     "A language model that sees the last so many words: vectors, causal convolutions, a score for each next token (Dauphin et al. 2017, with `gated`)."
 
@@ -184,7 +184,7 @@ class ConvLM(nn.Module):
         _check_ids(ids, self.vocab_size, "text")
         return self.out(self.encoder(self.embed(ids)))
 
-# %% ../nbs/09_seq2seq.ipynb #def3a11f
+# %% ../nbs/09_seq2seq.ipynb #d421243c14
 Pair = tuple[np.ndarray, np.ndarray]  # what is given, and what is wanted: <bos> ... <eos>
 
 
@@ -238,7 +238,7 @@ def recall_task(
         pairs.append((np.insert(row, at, SPECIAL + letters), _wanted(row[at : at + 1])))
     return pairs
 
-# %% ../nbs/09_seq2seq.ipynb #19b6ff0c
+# %% ../nbs/09_seq2seq.ipynb #cc65a2ffe7
 ENCODERS = ("lstm", "gru", "rnn", "bilstm", "bigru", "conv")
 
 
@@ -287,7 +287,7 @@ class Seq2SeqConfig:
         "The stack of an encoder that is made of convolutions."
         return ConvConfig(self.d_hidden, self.kernel, self.layers, self.dilation, causal=False, dropout=self.dropout)
 
-# %% ../nbs/09_seq2seq.ipynb #67a815fa
+# %% ../nbs/09_seq2seq.ipynb #213cb9141f
 class Memory(NamedTuple):
     "What an encoder leaves behind. A decoder of this chapter looks at the summary only."
 
@@ -370,7 +370,7 @@ class Decoder(nn.Module):
         h, state = self.body(torch.cat([self.dropout(self.embed(ids)), vector], -1), self.begin(memory) if state is None else state)
         return self.out(self.dropout(h)), state
 
-# %% ../nbs/09_seq2seq.ipynb #9defd4ed
+# %% ../nbs/09_seq2seq.ipynb #82589c8af6
 class Seq2Seq(nn.Module):
     """Sequence to sequence (Sutskever, Vinyals and Le 2014; Cho et al. 2014): an encoder, one vector, a decoder.
 
@@ -398,7 +398,7 @@ class Seq2Seq(nn.Module):
     ) -> Tensor: # (B, T, V): at each place the scores of the target's next token
         "Teacher forcing: whatever the model would have said, it is given the true target so far. Called as `lmbook.training.next_token_loss` does."
         _check_ids(ids, self.config.target_vocab, "target")
-        if len(ids) != len(source): raise Seq2SeqError(f"{len(source)} sources and {len(ids)} targets: each source has one.")
+        if source.ndim == 2 and len(ids) != len(source): raise Seq2SeqError(f"{len(source)} sources and {len(ids)} targets: each source has one.")
         if ids.device.type == "cpu" and (wrong := ids[:, 0] != self.config.bos_id).any():
             row = int(wrong.int().argmax())
             raise Seq2SeqError(f"Target {row} begins with the id {int(ids[row, 0])}, not with <bos> ({self.config.bos_id}): its first token could not be learned.")
@@ -425,7 +425,7 @@ class Seq2Seq(nn.Module):
         rows = torch.stack(said, 1).tolist()
         return [row[: row.index(self.config.eos_id)] if self.config.eos_id in row else row for row in rows]
 
-# %% ../nbs/09_seq2seq.ipynb #d589d587
+# %% ../nbs/09_seq2seq.ipynb #85152935bc
 class Accuracy(NamedTuple):
     "How right a model was when it wrote by itself, pair by pair."
 

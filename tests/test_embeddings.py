@@ -1,0 +1,471 @@
+"""Word vectors: counting, training and judging, beside gensim, scipy and scikit-learn, brute force, and every kind of bad input."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmbook.embeddings import (
+    WEIGHTS,
+    EmbeddingError,
+    GloVeConfig,
+    SparseMatrix,
+    Word2VecConfig,
+    WordVectors,
+    banded,
+    cooccurrences,
+    glove_weight,
+    huffman,
+    index_text,
+    negative_gradient,
+    pmi,
+    ppmi,
+    project,
+    read_analogies,
+    read_similarities,
+    score_analogies,
+    score_similarity,
+    svd_vectors,
+    train_glove,
+    train_word2vec,
+)
+
+dice = np.random.default_rng(0)
+documents_of_ids = st.lists(st.lists(st.integers(0, 6), max_size=12), min_size=1, max_size=6)
+
+
+def topics(n: int = 300, seed: int = 0) -> list[list[str]]:
+    "Sentences about one of four subjects: a word's company is the words of its subject."
+    rng = np.random.default_rng(seed)
+    return [[f"{'abcd'[t]}{i}" for i in rng.integers(0, 8, size=12)] for t in rng.integers(0, 4, size=n)]
+
+
+def purity(vectors: WordVectors) -> float: return float(np.mean([vectors.nearest(word, 1)[0][0][0] == word[0] for word in vectors]))
+
+
+# ---------------------------------------------------------------- a table of words
+
+
+@pytest.fixture
+def vectors() -> WordVectors:
+    rng = np.random.default_rng(1)
+    words = ["the", "tea", "Tea", "coffee", "spoon", "Athens", "Greece", "茶", *(f"w{i}" for i in range(40))]
+    return WordVectors(words, rng.normal(size=(len(words), 12)))
+
+
+def keyed(vectors: WordVectors):
+    from gensim.models import KeyedVectors
+
+    out = KeyedVectors(vectors.dim)
+    out.add_vectors(list(vectors.words), vectors.matrix)
+    return out
+
+
+def test_neighbours_and_analogies_are_gensims(vectors):
+    theirs = keyed(vectors)
+    for word in vectors:
+        ours = vectors.nearest(word, 5)
+        assert [w for w, _ in ours] == [w for w, _ in theirs.most_similar(word, topn=5)]
+        np.testing.assert_allclose([c for _, c in ours], [c for _, c in theirs.most_similar(word, topn=5)], atol=1e-5)
+    for a, b, c in itertools.permutations(["tea", "coffee", "茶", "Athens"], 3):
+        ours, gensims = vectors.analogy(a, b, c, 5), theirs.most_similar(positive=[b, c], negative=[a], topn=5)
+        assert [w for w, _ in ours] == [w for w, _ in gensims]
+        np.testing.assert_allclose([x for _, x in ours], [x for _, x in gensims], atol=1e-5)
+    assert math.isclose(vectors.similarity("tea", "茶"), theirs.similarity("tea", "茶"), abs_tol=1e-6)
+
+
+def test_what_a_table_holds(vectors):
+    assert len(vectors) == 48 and vectors.dim == 12 and "tea" in vectors and "cup" not in vectors and list(vectors)[:2] == ["the", "tea"]
+    assert vectors["tea"].shape == (12,) and vectors.matrix.dtype == np.float32 and repr(vectors) == "WordVectors(48 words, 12 dimensions)"
+    assert np.allclose(np.linalg.norm(vectors.normalized, axis=1), 1, atol=1e-6) and vectors.normalized is vectors.normalized
+    near = vectors.nearest(vectors["tea"], 2)
+    assert near[0][0] == "tea" and vectors.nearest("tea", 1, exclude=[near[1][0]])[0][0] != near[1][0]
+    assert len(vectors.nearest("tea", 1000)) == 47 and len(vectors.nearest("tea", 1000, exclude=["the", "tea"])) == 46
+    assert WordVectors(["a"], [[1, 2]]).nearest("a") == []
+
+
+def test_words_without_direction_and_ties():
+    tied = WordVectors(["a", "b", "c", "zero"], torch.tensor([[1, 0], [1, 0], [2, 0], [0, 0]]))
+    assert tied.nearest("a", 3) == [("b", 1.0), ("c", 1.0), ("zero", 0.0)]  # ties in the order of the words
+
+
+def test_a_mapped_file_stays_one_and_is_checked_when_it_is_compared(tmp_path):
+    path = tmp_path / "matrix.npy"
+    np.save(path, np.eye(3, dtype=np.float32))
+    good = WordVectors(list("abc"), np.load(path, mmap_mode="r"))
+    assert isinstance(good.matrix, np.memmap) and good["b"].tolist() == [0, 1, 0]
+    np.save(path, np.full((3, 2), np.nan, dtype=np.float32))
+    bad = WordVectors(list("abc"), np.load(path, mmap_mode="r"))
+    with pytest.raises(EmbeddingError, match="not finite"): bad.nearest("a")
+
+
+@pytest.mark.parametrize(("make", "says"), [
+    (lambda: WordVectors(["a", "b", "a"], np.eye(3)), "'a' occurs 2 times"),
+    (lambda: WordVectors(["a", "b"], np.eye(3)), "2 words but 3 rows in matrix"),
+    (lambda: WordVectors(["a", "b"], np.eye(2), outputs=np.eye(3)), "3 rows in outputs"),
+    (lambda: WordVectors(["a", "b"], np.eye(2), counts=[1]), "one count for each word"),
+    (lambda: WordVectors(["a"], [1., 2.]), r"matrix of numbers \(V, d\)"),
+    (lambda: WordVectors(["a"], [["x"]]), "matrix of numbers"),
+    (lambda: WordVectors(["a", "b"], [[0, 1], [0, math.nan]]), "vector of 'b' holds a number that is not finite"),
+    (lambda: WordVectors(["a", "b"], [[0, 1], [0, math.inf]]), "not finite"),
+])  # fmt: skip
+def test_a_broken_table_is_refused(make, says):
+    with pytest.raises(EmbeddingError, match=says): make()
+
+
+@pytest.mark.parametrize(("ask", "says"), [
+    (lambda v: v["cofee"], "no vector for 'cofee' among 48 words. Did you mean coffee"),
+    (lambda v: v["GREECE"], "Did you mean Greece"),
+    (lambda v: v["unheardof"], "Ask `word in vectors` first"),
+    (lambda v: v.nearest("xyzzy"), "no vector for 'xyzzy'"),
+    (lambda v: v.nearest("tea", exclude=["xyzzy"]), "no vector for 'xyzzy'"),
+    (lambda v: v.nearest("tea", 0), "k=0"),
+    (lambda v: v.nearest(np.ones(3)), r"shape \(12,\), not \(3,\)"),
+    (lambda v: v.nearest(np.full(12, np.nan)), "not finite"),
+    (lambda v: v.analogy("tea", "xyzzy", "the"), "xyzzy"),
+    (lambda v: v.similarity("tea", "xyzzy"), "xyzzy"),
+    (lambda v: score_similarity(v, [("tea", "the", 1.), ("tea", "xyzzy", 2.)]), "1 of 2 pairs"),
+    (lambda v: score_analogies(v, {"s": [("tea", "the", "xyzzy", "Greece")]}), "None of the 1 questions"),
+    (lambda v: project(v, 13), "dims=13"),
+    (lambda v: project(np.full((3, 3), np.nan)), "not finite"),
+])  # fmt: skip
+def test_a_question_without_answer_says_why(vectors, ask, says):
+    with pytest.raises(EmbeddingError, match=says): ask(vectors)
+
+
+# ---------------------------------------------------------------- judging
+
+
+@pytest.mark.parametrize("ignore_case", [True, False])
+def test_scores_are_gensims(vectors, tmp_path, ignore_case):
+    theirs, words = keyed(vectors), [*vectors.words, "missing"]
+    every = list(itertools.combinations(words, 2))  # a pair twice would make ties that rounding decides
+    pairs = [(*every[i], float(s)) for i, s in zip(dice.choice(len(every), 200, replace=False), dice.integers(0, 11, 200))]  # with ties
+    (tmp_path / "pairs.tsv").write_text("".join(f"{a}\t{b}\t{s}\n" for a, b, s in pairs), encoding="utf-8")
+    pearson, spearman, unknown = theirs.evaluate_word_pairs(tmp_path / "pairs.tsv", case_insensitive=ignore_case)
+    ours = score_similarity(vectors, pairs, ignore_case)
+    assert (ours.pearson, ours.spearman) == pytest.approx((pearson[0], spearman[0]), abs=1e-6)
+    assert ours.covered == round(200 * (1 - unknown / 100)) and ours.total == 200
+
+    questions = {s: [tuple(map(str, dice.choice(words, 4, replace=False))) for _ in range(300)] for s in ("one", "two")}
+    for a, b, c in itertools.permutations(("tea", "the", "coffee", "w1"), 3):  # and some that are answered
+        questions["one"].append((a, b, c, vectors.analogy(a, b, c, 1)[0][0]))
+    text = "".join(f": {s}\n" + "".join(" ".join(q) + "\n" for q in rows) for s, rows in questions.items())
+    (tmp_path / "questions.txt").write_text(text, encoding="utf-8")
+    accuracy, sections = theirs.evaluate_word_analogies(tmp_path / "questions.txt", case_insensitive=ignore_case)
+    assert read_analogies(tmp_path / "questions.txt") == questions
+    found = score_analogies(vectors, questions, ignore_case=ignore_case)
+    right = {s["section"]: (len(s["correct"]), len(s["correct"]) + len(s["incorrect"])) for s in sections[:-1]}
+    assert found.sections == right and found.accuracy == pytest.approx(accuracy) and found.accuracy > 0.01
+    some, _ = theirs.evaluate_word_analogies(tmp_path / "questions.txt", restrict_vocab=20, case_insensitive=ignore_case)
+    assert score_analogies(vectors, questions, restrict=20, ignore_case=ignore_case).accuracy == pytest.approx(some)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=30))
+def test_rank_correlation_is_scipys(rows):
+    from scipy.stats import spearmanr
+
+    x, y = map(np.array, zip(*rows))
+    if len(set(x)) < 2 or len(set(y)) < 2: return
+    angles = x / 4
+    table = WordVectors(["o", *(f"w{i}" for i in range(len(x)))], np.vstack([[1., 0.], np.stack([np.cos(1.5 + angles), np.sin(1.5 + angles)], 1)]))
+    ours = score_similarity(table, [("o", f"w{i}", s) for i, s in enumerate(y)])
+    assert ours.spearman == pytest.approx(-spearmanr(x, y).statistic, abs=1e-9)
+
+
+def test_projection_is_scikit_learns():
+    from sklearn.decomposition import PCA
+
+    X = dice.normal(size=(30, 7)) * np.arange(1, 8)
+    ours, theirs = project(X, 3), PCA(3).fit_transform(X)
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-4)
+    assert ours[np.abs(ours).argmax(0), range(3)].min() > 0 and project(torch.eye(3)).shape == (3, 2)
+    np.testing.assert_array_equal(project(np.ones((4, 3))), 0)
+
+
+def test_real_files(data_dir):
+    pairs = {name: read_similarities(data_dir / "word_similarity" / name) for name in ("wordsim353.tsv", "simlex999.txt")}
+    assert [len(rows) for rows in pairs.values()] == [353, 999] and pairs["simlex999.txt"][0] == ("old", "new", 1.58)
+    questions = read_analogies(data_dir / "word_similarity" / "questions-words.txt")
+    assert len(questions) == 14 and sum(map(len, questions.values())) == 19_544
+
+
+@pytest.mark.parametrize(("read", "text", "says"), [
+    (read_similarities, "word1,word2,mean\na,b,1\na,b\n", "line 3"), (read_similarities, "# x\n\na\tb\t1\na\tb\tten\n", "line 4"),
+    (read_analogies, ": s\na b c d\na b c\n", "line 3"),
+])  # fmt: skip
+def test_a_broken_file_is_told_by_its_line(tmp_path, read, text, says):
+    (tmp_path / "x").write_text(text, encoding="utf-8")
+    with pytest.raises(EmbeddingError, match=says): read(tmp_path / "x")
+
+
+# ---------------------------------------------------------------- counting
+
+
+@given(st.lists(st.lists(st.sampled_from("abcde"), max_size=9), min_size=1, max_size=5), st.integers(1, 3))
+def test_a_text_is_numbered_by_frequency(documents, min_count):
+    count = Counter(itertools.chain(*documents))
+    kept = {word: n for word, n in count.items() if n >= min_count}
+    if not kept:
+        with pytest.raises(EmbeddingError): index_text(documents, min_count)
+        return
+    text = index_text((tuple(d) for d in documents), min_count)
+    assert dict(zip(text.words, text.counts.tolist())) == kept and text.counts.tolist() == sorted(kept.values(), reverse=True)
+    assert [[text.words[i] for i in row] for row in text] == [[w for w in d if w in kept] for d in documents]
+    assert text.n_words == sum(map(len, documents)) and text.n_documents == len(documents)
+
+
+@pytest.mark.parametrize(("documents", "says"), [
+    ([], "no words"), ([[], []], "no words"), (iter(()), "A generator"), (["a string"], "is a string"), ([["a", 3]], "3 is a int"),
+    ([["a", "b", "a"]], "None of the 2 words occurs 5 times; the most frequent occurs 2 times"),
+])  # fmt: skip
+def test_a_text_that_cannot_be_read(documents, says):
+    with pytest.raises(EmbeddingError, match=says): index_text(documents, 5)
+
+
+@given(documents_of_ids, st.integers(1, 4), st.sampled_from(sorted(WEIGHTS)))
+def test_cooccurrences_by_brute_force(documents, window, weight):
+    want = np.zeros((7, 7))
+    for row in documents:
+        for i, j in itertools.permutations(range(len(row)), 2):
+            if abs(i - j) <= window: want[row[i], row[j]] += WEIGHTS[weight](abs(i - j), window)
+    found = cooccurrences(documents, 7, window, weight)
+    np.testing.assert_allclose(found.dense(), want, atol=1e-12)
+    np.testing.assert_allclose(found.tensor().to_dense().numpy(), want, rtol=1e-6)
+    assert (np.diff(found.rows * 7 + found.cols) > 0).all()
+
+
+def test_cooccurrences_of_a_long_text_are_summed_in_parts():
+    rows = [dice.integers(0, 50, size=300_000) for _ in range(5)]
+    whole = cooccurrences(rows, 50, 2).dense()
+    np.testing.assert_array_equal(whole, sum(cooccurrences([row], 50, 2).dense() for row in rows))
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: cooccurrences([[0, 7]], 7), "0 to 6"), (lambda: cooccurrences([[-1, 1]], 7), "Ids run from -1"), (lambda: cooccurrences([[0]], 7, 0), "window=0"),
+    (lambda: cooccurrences([[0]], 7, weight="far"), "no weight 'far'"), (lambda: svd_vectors(list("ab"), SparseMatrix(*np.eye(2).nonzero(), np.ones(2), 2), 3), "dim=3"),
+])  # fmt: skip
+def test_bad_counts(call, says):
+    with pytest.raises(EmbeddingError, match=says): call()
+
+
+def test_pmi_by_the_formula():
+    counts = cooccurrences([dice.integers(0, 30, size=2000)], 30, 3)
+    table = counts.dense()
+    p = table / table.sum()
+    want = np.log(p / np.outer(p.sum(1), p.sum(0)), out=np.zeros_like(p), where=p > 0)
+    np.testing.assert_allclose(pmi(counts).dense(), want, atol=1e-12)
+    shift = 0.1
+    np.testing.assert_allclose(ppmi(counts, shift).dense(), np.maximum(want - shift, 0), atol=1e-12)
+    smooth = p.sum(0) ** 0.75 / (p.sum(0) ** 0.75).sum()
+    np.testing.assert_allclose(pmi(counts, 0.75).dense()[p > 0], np.log(p / np.outer(p.sum(1), smooth))[p > 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [40, 1010])  # both ways to decompose
+def test_svd_vectors_are_the_best_of_their_rank(size):
+    low = dice.normal(size=(size, 5))
+    matrix = low @ low.T + 0.01 * dice.normal(size=(size, size))
+    scores = SparseMatrix(*matrix.nonzero(), matrix[matrix.nonzero()], size)
+    before = torch.random.get_rng_state()
+    found = svd_vectors(list(map(str, range(size))), scores, 5, power=0.5)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    best = np.linalg.svd(matrix, compute_uv=False)
+    assert np.linalg.norm(found.matrix @ found.outputs.T - matrix) <= 1.001 * math.sqrt((best[5:] ** 2).sum()) + 1e-2
+    again = svd_vectors(list(map(str, range(size))), scores, 5, power=0.5)
+    np.testing.assert_array_equal(found.matrix, again.matrix)
+
+
+# ---------------------------------------------------------------- word2vec
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=40))
+def test_huffman_is_a_tree_of_the_least_mean_depth(counts):
+    nodes, turns = huffman(counts)
+    depth = (turns != 0).sum(1)
+    if len(counts) == 1:
+        assert depth.tolist() == [0]
+        return
+    assert sum(2.0 ** -int(d) for d in depth) == 1 and nodes.max() == len(counts) - 2  # Kraft: every leaf of a full binary tree
+    p = np.array(counts) / sum(counts)
+    entropy = -(p * np.log2(p)).sum()
+    assert entropy - 1e-9 <= p @ depth < entropy + 1
+    scores = torch.randn(len(counts) - 1, dtype=torch.float64)
+    turns = torch.from_numpy(turns).double()
+    total = torch.where(turns != 0, torch.sigmoid(turns * scores[torch.from_numpy(nodes)]), 1.0).prod(1).sum()
+    assert math.isclose(total.item(), 1, abs_tol=1e-9)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(0, 2**31))
+def test_the_band_by_brute_force(window, L, B, seed):
+    rng = np.random.default_rng(seed)
+    n = B * L
+    ids, document = rng.integers(0, 9, n + 2 * window), np.sort(rng.integers(0, 3, n + 2 * window))
+    document[:window], document[window + n - seed % 3 :] = -1, -1  # now and then the text ends within a block
+    reach = rng.integers(1, window + 1, (B, L))
+    chunk = banded(*map(torch.from_numpy, (ids, document, reach)), window)
+    found = {(b * L + i, b * L + j - window) for b, i, j in chunk.band.nonzero().tolist()}
+    want = {(i, j) for i in range(n) for j in range(-window, n + window)
+            if 0 < abs(i - j) <= reach.flat[i] and document[i + window] == document[j + window] >= 0}
+    assert found == want
+    assert torch.equal(chunk.centre.flatten(), torch.from_numpy(ids[window : window + n]))
+
+
+def test_block_gradients_are_autograds():
+    B, L, S, K, d = 2, 3, 7, 4, 5
+    hidden, true, noise = (torch.randn(B, n, d, dtype=torch.float64, requires_grad=True) for n in (L, S, K))
+    want, weight = torch.randint(0, 2, (B, L, S)).double(), torch.rand(K, dtype=torch.float64)
+    loss = -(want * torch.nn.functional.logsigmoid(hidden @ true.mT)).sum()
+    loss = loss - (want.sum(2, keepdim=True) * weight * torch.nn.functional.logsigmoid(-hidden @ noise.mT)).sum()
+    loss.backward()
+    for mine, theirs in zip(negative_gradient(hidden.detach(), true.detach(), want, noise.detach(), weight), (hidden, true, noise)):
+        torch.testing.assert_close(mine, theirs.grad)
+
+
+@pytest.mark.parametrize("method", ["skipgram", "cbow"])
+@pytest.mark.parametrize("loss", ["hierarchical", "softmax"])
+def test_one_step_is_the_gradient_of_the_loss(method, loss):
+    "The change that one chunk makes to both matrices, against autograd on the loss written out pair by pair."
+    from lmbook.embeddings import _Word2Vec
+
+    text = index_text([["a", "b", "c", "a", "d", "b", "a", "e"]])
+    model = _Word2Vec(text, Word2VecConfig(dim=4, window=2, method=method, loss=loss, min_count=1, subsample=0.0, clip=0.0))
+    model.inputs, model.outputs = model.inputs.double() * 9, torch.randn(model.outputs.shape, dtype=torch.float64)
+    if loss == "hierarchical": model.turns = model.turns.double()
+    I, O = model.inputs.clone().requires_grad_(), model.outputs.clone().requires_grad_()
+    ids, n = text.ids.tolist(), len(text.ids)
+    padded, belongs = torch.tensor([0, 0, *ids, 0, 0]), torch.tensor([-1, -1, *[0] * n, -1, -1])
+    reach = torch.tensor([[1, 2, 2, 1], [2, 1, 2, 2]])
+    chunk = banded(padded, belongs, reach, 2)
+
+    def log_p(h, word):
+        if loss == "softmax": return torch.log_softmax(O @ h, 0)[word]
+        way = model.turns[word] != 0
+        return torch.nn.functional.logsigmoid(model.turns[word][way] * (O[model.nodes[word][way]] @ h)).sum()
+
+    total = 0
+    for i in range(n):
+        near = [ids[j] for j in range(max(0, i - 2), min(n, i + 3)) if 0 < abs(i - j) <= reach.flatten()[i]]
+        if method == "skipgram": total = total - sum(log_p(I[ids[i]], w) for w in near)
+        elif near: total = total - log_p(I[near].mean(0), ids[i])
+    total.backward()
+    chunk = chunk._replace(band=chunk.band.double())
+    before = model.inputs.clone(), model.outputs.clone()
+    model.step(chunk, 0.1, torch.Generator())
+    torch.testing.assert_close(before[0] - model.inputs, 0.1 * I.grad)
+    torch.testing.assert_close(before[1] - model.outputs, 0.1 * O.grad)
+
+
+@pytest.mark.parametrize("change", [{}, {"method": "cbow", "lr": 0.3}, {"loss": "hierarchical"}, {"loss": "softmax", "batch": 128}, {"method": "cbow", "loss": "softmax", "lr": 0.3},
+                                    {"method": "cbow", "loss": "hierarchical", "lr": 0.3}, {"workers": 2}, {"subsample": 0.0, "dynamic_window": False}, {"block": 5, "batch": 64}])  # fmt: skip
+def test_every_way_to_train_finds_the_subjects(change):
+    found = train_word2vec(topics(), Word2VecConfig(**({"dim": 16, "window": 4, "lr": 0.1, "epochs": 6, "min_count": 1, "subsample": 0.0} | change)))
+    assert purity(found) > 0.9 and found.counts.sum() == 3600
+    assert (found.outputs is None) == (change.get("loss") == "hierarchical")
+
+
+def test_counting_and_glove_find_them_too():
+    text = index_text(topics())
+    assert purity(svd_vectors(text.words, ppmi(cooccurrences(text, 32, 4)), 8)) == 1
+    assert purity(train_glove(topics(), GloVeConfig(dim=8, window=4, min_count=1, x_max=10.0, lr=0.1, epochs=40))) > 0.9
+
+
+def test_the_same_seed_is_the_same_model_and_leaves_no_trace():
+    config, state = Word2VecConfig(dim=8, min_count=1, epochs=2), torch.random.get_rng_state()
+    first, second, other = (train_word2vec(topics(50), replace(config, seed=seed)) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(first.matrix, second.matrix)
+    assert np.abs(first.matrix - other.matrix).max() > 0.01
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for workers in (1, 3): train_word2vec(topics(50), replace(config, workers=workers))
+        assert torch.get_num_threads() == 2
+    finally: torch.set_num_threads(threads)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    glove = GloVeConfig(dim=4, min_count=1, epochs=2)
+    np.testing.assert_array_equal(train_glove(topics(50), glove).matrix, train_glove(iter(topics(50)), glove).matrix)
+
+
+def test_texts_at_the_edge():
+    config = Word2VecConfig(dim=4, min_count=1, epochs=1)
+    assert len(train_word2vec([["a"]], config)) == 1
+    for loss in ("hierarchical", "softmax"): assert len(train_word2vec([["a", "a"]], replace(config, loss=loss))) == 1
+    assert len(train_word2vec([[], ["a", "b"], []], replace(config, workers=4))) == 2  # more workers than words
+    assert "茶" in train_word2vec([["茶", "水"]] * 3, config)
+    with pytest.raises(EmbeddingError, match="No two words stand in one document"): train_glove([["a"], ["b"]], GloVeConfig(min_count=1))
+
+
+def test_too_large_a_rate_is_told_as_such():
+    with pytest.raises(EmbeddingError, match="diverge"): train_word2vec(topics(), Word2VecConfig(dim=8, min_count=1, clip=0.0, lr=1e38, epochs=5))
+
+
+def test_an_error_in_a_thread_comes_out(monkeypatch):
+    from lmbook import embeddings
+
+    def broken(*_): raise RuntimeError("in a thread")
+
+    monkeypatch.setattr(embeddings, "banded", broken)
+    with pytest.raises(RuntimeError, match="in a thread"): train_word2vec(topics(10), Word2VecConfig(min_count=1, workers=2))
+
+
+@pytest.mark.parametrize(("config", "change", "says"), [
+    (Word2VecConfig, {"window": 0}, "window=0"), (Word2VecConfig, {"dim": 0}, "dim=0"), (Word2VecConfig, {"epochs": 1.5}, "epochs=1.5"), (Word2VecConfig, {"workers": 0}, "workers=0"),
+    (Word2VecConfig, {"method": "sg"}, "choose one of skipgram, cbow"), (Word2VecConfig, {"loss": "ns"}, "negative, hierarchical, softmax"),
+    (Word2VecConfig, {"lr": 0}, "lr=0"), (Word2VecConfig, {"lr": math.nan}, "lr=nan"), (Word2VecConfig, {"min_lr": 1.0}, "falls from lr to min_lr"),
+    (Word2VecConfig, {"subsample": -1}, "subsample=-1"), (Word2VecConfig, {"clip": math.nan}, "clip=nan"), (Word2VecConfig, {"noise_power": math.nan}, "noise_power=nan"),
+    (GloVeConfig, {"window": 0}, "window=0"), (GloVeConfig, {"x_max": 0}, "x_max=0"), (GloVeConfig, {"lr": math.inf}, "lr=inf"), (GloVeConfig, {"power": -1.0}, "power=-1"),
+])  # fmt: skip
+def test_settings_that_make_no_sense(config, change, says):
+    with pytest.raises(EmbeddingError, match=says): config(**change)
+
+
+def test_noise_is_drawn_by_the_power():
+    from lmbook.embeddings import _Word2Vec
+
+    model = _Word2Vec(index_text([["a"] * 81 + ["b"] * 16 + ["c"]]), Word2VecConfig(min_count=1))
+    drawn = torch.searchsorted(model.noise_bounds, torch.rand(200_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 200_000, np.array([27, 8, 1]) / 36, atol=0.005)
+
+
+def test_no_worse_than_gensim_where_the_truth_is_known():
+    from gensim.models import Word2Vec
+
+    text = topics(150)
+    theirs = Word2Vec(text, vector_size=16, window=4, sg=1, min_count=1, epochs=6, seed=1, workers=1, alpha=0.1)
+    gensims = purity(WordVectors(theirs.wv.index_to_key, theirs.wv.vectors))
+    ours = purity(train_word2vec(text, Word2VecConfig(dim=16, window=4, min_count=1, epochs=6, lr=0.1)))
+    assert ours >= gensims - 0.1
+
+
+def test_glove_weight():
+    np.testing.assert_allclose(glove_weight(np.array([0, 16, 100, 200])), [0, (16 / 100) ** 0.75, 1, 1])
+
+
+def test_glove_reaches_the_counts_that_it_fits():
+    text = index_text(topics(100))
+    pairs = cooccurrences(text, 32, 10, "harmonic")
+    few, many = (train_glove(text, GloVeConfig(dim=32, epochs=n, x_max=1.0, lr=0.2)) for n in (1, 60))
+    logs = np.log(pairs.dense() + 1e-9)[0, 1:]
+    def fit(v): return abs(np.corrcoef(logs, (v.matrix @ v.matrix.T)[0, 1:])[0, 1])
+    assert fit(many) > max(0.7, fit(few))
+
+
+def test_import_is_light_and_needs_the_core_only():
+    code = "import sys; import lmbook.embeddings; print([m for m in ('gensim', 'scipy', 'sklearn', 'jieba', 'datasets', 'matplotlib') if m in sys.modules])"
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(__file__).resolve().parents[1]
+        out = subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"
