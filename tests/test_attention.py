@@ -89,6 +89,14 @@ def test_equal_to_pytorch():
     torch.testing.assert_close(reference(q, k, v, mask), F.scaled_dot_product_attention(q, k, v, mask))
 
 
+def test_who_sees_nothing_finds_zeros_here_and_in_pytorchs_kernel():
+    q, k, v = make(H_kv=4, S=5)
+    nothing = torch.zeros(5, 5, dtype=torch.bool)
+    assert attention(q, k, v, nothing).abs().max() == 0 == F.scaled_dot_product_attention(q, k, v, nothing).abs().max()
+    module, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(1, 3, 8)
+    assert module(x, x, x, key_padding_mask=torch.ones(1, 3, dtype=torch.bool))[0].isnan().all()  # which is why we decide it ourselves
+
+
 def test_queries_of_a_causal_call_are_the_last_places():
     q, k, v = make(H_kv=4, T=7, e=8)
     whole = attention(q, k, v, causal=True)
