@@ -1,0 +1,325 @@
+"""What attention costs by length beside an LSTM, what its variants cost and are worth, and how far each kind of position reaches.
+
+    python -m benchmarks.attention
+
+Prints tables and writes benchmarks/results/attention.json. One thread, nothing but CPU; `--only length heads ...` runs some of the parts and keeps
+the other results of the file. Times are seconds of the processor, which a busy machine changes less than
+the clock; the contenders take turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of
+the same process before (Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by
+groups of queries. Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
+Copy: through one vector, through D2's gate, and through attention, a harder game than the chapter's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.common import machine, rounded
+from lmbook.attention import (
+    Attention,
+    AttentionConfig,
+    AttentionDecoder,
+    LearnedPositions,
+    attention,
+    attention_weights,
+    online_attention,
+    sinusoidal,
+)
+from lmbook.bilstm import Recurrent, RecurrentConfig
+from lmbook.networks import MLP, LayerNorm, MLPConfig, init_weights
+from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy
+from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+from lmbook.training import Examples, TokenStream, TrainConfig, Trainer
+
+RESULTS = Path(__file__).parent / "results" / "attention.json"
+ROWS, WIDTH, HEADS = 4, 256, 4
+LENGTHS = (64, 128, 256, 512, 1024, 2048)
+LONG = (4096,)  # without the plain one, whose matrices would take gigabytes
+
+# ---------------------------------------------------------------- length
+
+
+class Layer(nn.Module):
+    "One causal layer of attention whose core can be changed."
+
+    def __init__(self, core: Callable[[Tensor, Tensor, Tensor], Tensor]):
+        super().__init__()
+        self.maps, self.core = Attention(AttentionConfig(WIDTH, HEADS)), core
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, (k, v) = self.maps._split(self.maps.query(x)), self.maps.keys_values(x)
+        return self.maps.out(self.core(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Loop(nn.Module):
+    "One layer of LSTM."
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor: return self.body(x)[0]
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor: return attention_weights(q, k, causal=True) @ v
+def fused(q: Tensor, k: Tensor, v: Tensor) -> Tensor: return attention(q, k, v, causal=True)
+def online(q: Tensor, k: Tensor, v: Tensor) -> Tensor: return online_attention(q, k, v, causal=True)
+
+
+def layer(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    return Loop() if name == "LSTM" else Layer({"plain": plain, "fused": fused, "online": online}[name])
+
+
+def work(model: nn.Module, x: Tensor, backward: bool) -> None:
+    if not backward:
+        with torch.no_grad(): model(x)
+        return
+    model(x).sum().backward()
+    model.zero_grad(set_to_none=True)
+
+
+def turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]: # processor seconds of the fastest round
+    best = dict.fromkeys(ways, float("inf"))
+    for run in ways.values(): run()
+    for i in range(rounds):
+        for name in list(ways)[:: 1 if i % 2 else -1]:
+            start = time.process_time()
+            ways[name]()
+            best[name] = min(best[name], time.process_time() - start)
+    return best
+
+
+def _resident(field: str) -> float: # MiB
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+def _peak(name: str, T: int, backward: bool, queue) -> None:
+    torch.set_num_threads(1)
+    model = layer(name)
+    work(model, torch.randn(ROWS, 16, WIDTH), backward)
+    x = torch.randn(ROWS, T, WIDTH)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak counts anew
+    work(model, x, backward)
+    queue.put(_resident("VmHWM") - before)
+
+
+def peak(name: str, T: int, backward: bool) -> float | None: # MiB
+    if sys.platform != "linux": return None
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(name, T, backward, queue))
+    process.start()
+    process.join()
+    return queue.get() if process.exitcode == 0 else None
+
+
+def length(rounds: int, lengths: list[int], before: list[dict]) -> list[dict]:
+    rows = [row for row in before if row["T"] not in lengths]
+    for T in lengths:
+        names = [n for n in ("LSTM", "plain", "fused", "online") if T in LENGTHS or n in ("LSTM", "fused")]
+        models, x = {n: layer(n) for n in names}, torch.randn(ROWS, T, WIDTH)
+        row: dict = {"T": T}
+        for way, backward in (("forward", False), ("both", True)):
+            use = [n for n in names if not (backward and n == "online")]  # its backward pass keeps every block; the kernels compute them again
+            seconds = turns({n: partial(work, models[n], x, backward) for n in use}, max(3, rounds if T <= 1024 else rounds // 2))
+            row[way] = {n: s / (ROWS * T) * 1e6 for n, s in seconds.items()}  # microseconds a token
+            row[f"{way}_peak_MiB"] = {n: peak(n, T, backward) for n in use}
+        rows.append(row)
+        print(f"T {T:5}  us/token forward " + "  ".join(f"{n} {v:6.2f}" for n, v in row["forward"].items())
+              + "   both " + "  ".join(f"{n} {v:6.2f}" for n, v in row["both"].items()), flush=True)
+        print("         MiB forward      " + "  ".join(f"{n} {v or 0:6.1f}" for n, v in row["forward_peak_MiB"].items())
+              + "   both " + "  ".join(f"{n} {v or 0:6.1f}" for n, v in row["both_peak_MiB"].items()), flush=True)
+    return sorted(rows, key=lambda row: row["T"])
+
+
+# ---------------------------------------------------------------- heads
+
+
+def heads(rounds: int) -> list[dict]:
+    "Eight heads of queries of 64 numbers, 8, 2 or 1 of keys: one step of writing after S places, and what the cache holds."
+    rows, S, width = [], 4096, 512
+    q, ways = torch.randn(8, 8, 1, 64), {}
+    for kv in (8, 2, 1):
+        k, v = torch.randn(2, 8, kv, S, 64)
+        ways[kv] = partial(attention, q, k, v)
+    with torch.no_grad(): seconds = turns(ways, 10 * rounds)
+    for kv in ways:
+        module = Attention(AttentionConfig(width, 8, kv_heads=kv))
+        rows.append({"kv_heads": kv, "parameters": sum(p.numel() for p in module.parameters()), "cache_bytes_a_token": 2 * kv * 64 * 4,
+                     "step_ms": seconds[kv] * 1e3, "places": S, "rows": 8})
+        print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
+    return rows
+
+
+# ---------------------------------------------------------------- text
+
+
+class SmallLM(nn.Module):
+    "Two blocks of attention and MLP, pre-norm; or two layers of LSTM. Positions of one kind."
+
+    def __init__(self, V: int, d: int, kind: str, trained: int, heads: int = 4, kv_heads: int | None = None, window: int | None = None, hidden: int = 0):
+        super().__init__()
+        self.kind, self.squeeze = kind, 1.
+        self.embed, self.out = nn.Embedding(V, d), nn.Linear(d, V)
+        nn.init.normal_(self.embed.weight, 0, .1)
+        if kind == "LSTM":
+            self.body = Recurrent(RecurrentConfig(d, hidden, 2))
+            self.back = nn.Linear(hidden, d)
+            return
+        config = AttentionConfig(d, heads, kv_heads, window=window, positions=kind if kind in ("rotary", "alibi") else "none")
+        self.learned = LearnedPositions(trained, d) if kind == "learned" else None
+        self.looks = nn.ModuleList(Attention(config) for _ in range(2))
+        self.mlps = nn.ModuleList(MLP(MLPConfig(d, d, 4 * d, activation="gelu")) for _ in range(2))
+        self.norms = nn.ModuleList(LayerNorm(d) for _ in range(5))
+        init_weights(self.looks, "xavier")
+
+    def forward(self, ids: Tensor) -> Tensor:
+        T, x = ids.shape[1], self.embed(ids)
+        if self.kind == "LSTM": return self.out(self.back(self.body(x)[0]))
+        places = torch.arange(T, device=ids.device)
+        if self.kind == "learned": x = x + self.learned(places.clamp(max=self.learned.table.num_embeddings - 1))
+        if self.kind == "sinusoidal": x = x + .1 * sinusoidal(places, x.shape[-1])
+        for i, (look, mlp) in enumerate(zip(self.looks, self.mlps)):
+            x = x + look(self.norms[2 * i](x), causal=True, positions=places / self.squeeze)
+            x = x + mlp(self.norms[2 * i + 1](x))
+        return self.out(self.norms[-1](x))
+
+
+TRAINED, READ = 64, 512
+
+
+def stories() -> tuple[np.ndarray, np.ndarray, int]: # training ids, test ids, vocabulary
+    world, number = SmallWorld(SmallWorldConfig(limit=6)), {"<bos>": 0}
+    def ids(split: str, n: int) -> np.ndarray:
+        return np.array([i for text in world.texts(split, n=n) for i in [0, *(number.setdefault(w, len(number)) for w in WORD.findall(text))]])
+    train, test = ids("train", 12_000), ids("valid", 700)
+    return train, test, len(number)
+
+
+def by_place(model: nn.Module, test: np.ndarray) -> np.ndarray: # (READ,) nats
+    total, n = torch.zeros(READ), 0
+    with torch.no_grad():
+        for batch in TokenStream(test, 16, READ).read():
+            if batch.ids.shape[1] != READ: continue
+            logits = model(batch.ids)
+            total += F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view(-1, READ).sum(0)
+            n += len(batch.ids)
+    return (total / n).numpy()
+
+
+EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512)
+
+
+def text(seeds: int, steps: int) -> dict:
+    train, test, V = stories()
+    d, out = 64, {"vocabulary": V, "trained": TRAINED, "steps": steps, "tokens": steps * 16 * TRAINED, "edges": EDGES, "models": {}}
+    attention_size = sum(p.numel() for p in SmallLM(V, d, "none", TRAINED).parameters())
+    hidden = next(h for h in range(8, 512) if sum(p.numel() for p in SmallLM(V, d, "LSTM", TRAINED, hidden=h).parameters()) >= attention_size)
+    variants = {k: {"kind": k} for k in ("none", "learned", "sinusoidal", "alibi", "rotary")}
+    variants |= {"rotary, window 32": {"kind": "rotary", "window": 32}, "rotary, 1 kv head": {"kind": "rotary", "kv_heads": 1},
+                 "rotary, 2 kv heads": {"kind": "rotary", "kv_heads": 2}, "LSTM": {"kind": "LSTM", "hidden": hidden}}
+    for name, options in variants.items():
+        found, within, times = [], [], []
+        squeezed: list[np.ndarray] = []
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            model = SmallLM(V, d, trained=TRAINED, **options)
+            start = time.process_time()
+            Trainer(model, TokenStream(train, 16, TRAINED, seed=seed), TrainConfig(steps=steps, lr=5e-3, warmup=50, weight_decay=.1, seed=seed, device="cpu")).fit()
+            times.append(time.process_time() - start)
+            curve = by_place(model, test)
+            found.append([float(curve[a:b].mean()) for a, b in zip(EDGES, EDGES[1:])])
+            within.append(float(curve[:TRAINED].mean()))
+            if name == "rotary":
+                model.squeeze = READ / TRAINED
+                curve = by_place(model, test)
+                squeezed.append([float(curve[a:b].mean()) for a, b in zip(EDGES, EDGES[1:])])
+        size = sum(p.numel() for p in model.parameters())
+        out["models"][name] = {"parameters": size, "within": within, "by_place": found, "train_cpu_s": statistics.fmean(times)}
+        if squeezed: out["models"]["rotary, squeezed 8 times"] = {"parameters": size, "by_place": squeezed}
+        print(f"{name:22} {size:8,} parameters  {statistics.fmean(times):5.0f} s  within {statistics.fmean(within):.3f} +- {statistics.pstdev(within):.3f}  by place "
+              + " ".join(f"{statistics.fmean(row[i] for row in found):.2f}" for i in range(len(EDGES) - 1)), flush=True)
+    return out
+
+
+# ---------------------------------------------------------------- copy
+
+
+class Gate(AttentionDecoder):
+    "D2's formula: each state of the encoder passes a gate of its own, and all that passed is added up, whoever asks."
+
+    def __init__(self, config: Seq2SeqConfig):
+        super().__init__(config, "dot")
+        self.query, self.gate = None, nn.Linear(config.d_hidden, 1)
+
+    def context(self, h: Tensor, memory) -> tuple[Tensor, Tensor]:
+        weights = (self.gate(memory.states)[..., 0].sigmoid() * memory.mask)[:, None].expand(-1, h.shape[1], -1)
+        return weights @ memory.states, weights
+
+
+def copy(seeds: int, steps: int) -> dict:
+    letters, longest, d = 16, 24, 64
+    lengths = (2, 4, 8, 12, 16, 20, 24, 32)
+    out = {"letters": letters, "trained": [1, longest], "steps": steps, "lengths": lengths, "models": {}}
+    for name, width in (("one vector", d + 4), ("gate", d + 4), ("attention", d)):
+        rows, seconds = [], []
+        for seed in range(seeds):
+            torch.manual_seed(seed)
+            config = Seq2SeqConfig(4 + letters, 4 + letters, d_embed=32, d_hidden=width)
+            decoder = {"one vector": lambda c: None, "gate": Gate, "attention": AttentionDecoder}[name](config)
+            model = Seq2Seq(config, decoder)
+            data = Examples(copy_task(64 * 500, (1, longest), letters, seed=seed), batch_size=64, join=False, sort=16, seed=seed)
+            start = time.process_time()
+            Trainer(model, data, TrainConfig(steps=steps, lr=5e-3, warmup=50, seed=seed, device="cpu")).fit()
+            seconds.append(time.process_time() - start)
+            rows.append([float(greedy_accuracy(model, copy_task(200, n, letters, seed=10**6)).tokens.mean()) for n in lengths])
+        size = sum(p.numel() for p in model.parameters())
+        out["models"][name] = {"parameters": size, "accuracy": rows, "train_cpu_s": statistics.fmean(seconds)}
+        print(f"{name:12} {size:8,} parameters {statistics.fmean(seconds):5.0f} s  right by length "
+              + " ".join(f"{n}:{statistics.fmean(r[i] for r in rows):.2f}" for i, n in enumerate(lengths)), flush=True)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=["length", "heads", "text", "copy"])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[*LENGTHS, *LONG])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--copy-steps", type=int, default=600)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    result |= {"command": "python -m benchmarks.attention", "date": datetime.date.today().isoformat(), "machine": machine("torch"), "threads": 1,
+               "shape": {"rows": ROWS, "width": WIDTH, "heads": HEADS}}
+    parts = {"length": lambda: length(arguments.rounds, arguments.lengths, result.get("length", [])), "heads": lambda: heads(arguments.rounds), "text": lambda: text(arguments.seeds, arguments.steps),
+             "copy": lambda: copy(arguments.seeds, arguments.copy_steps)}
+    for name in parts:
+        if name not in arguments.only: continue
+        print(f"\n{name}")
+        result[name] = parts[name]()
+        RESULTS.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8", newline="\n")
+
+
+if __name__ == "__main__": main()
