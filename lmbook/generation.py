@@ -8,7 +8,7 @@ __all__ = ['ON_FULL', 'GenerationError', 'SamplingConfig', 'keep_top_k', 'keep_t
            'ByteMachine', 'ByteConstraint', 'RegexMachine', 'regex_constraint', 'JsonMachine', 'Hypothesis',
            'beam_search', 'Speculation', 'speculative', 'unmask']
 
-# %% ../nbs/13_generation.ipynb #8f23768f
+# %% ../nbs/13_generation.ipynb #5db332b8
 import codecs
 import inspect
 import math
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .tokenization import REPLACEMENT
 
-# %% ../nbs/13_generation.ipynb #17b5fb60
+# %% ../nbs/13_generation.ipynb #6333fbe6
 class GenerationError(ValueError):
     "Something about a prompt, a setting or a model that the user can mend. The message says what is wrong and what to do about it."
 
@@ -77,7 +77,7 @@ class SamplingConfig:
         "Whether earlier tokens change the scores."
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
-# %% ../nbs/13_generation.ipynb #ed4f6b9d
+# %% ../nbs/13_generation.ipynb #bd60cc49
 def keep_top_k(
     logits: Tensor,  # (..., V)
     k: int,  # at least 1
@@ -162,7 +162,7 @@ def draw(
         if "probability" not in str(error): raise
         raise GenerationError("There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0.") from error
 
-# %% ../nbs/13_generation.ipynb #b4799f9d
+# %% ../nbs/13_generation.ipynb #e8c475f3
 class _Layer:
     "The keys and values of one layer: an `lmbook.attention.Cache`. Where they go is the business of the KVCache."
 
@@ -276,7 +276,7 @@ class KVCache:
         "Memory that the keys and values take, room kept in advance included."
         return sum(x.numel() * x.element_size() for layer in self._layers if layer.k is not None for x in (layer.k, layer.v))
 
-# %% ../nbs/13_generation.ipynb #8a75c178
+# %% ../nbs/13_generation.ipynb #94ab562f
 def _scores(out: Any) -> Tensor: # (B, T, V)
     "The logits of whatever a model returns."
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
@@ -456,7 +456,7 @@ def _resting(model: Any) -> Iterator[None]:
     finally:
         for module in modules: module.training = True
 
-# %% ../nbs/13_generation.ipynb #8c1bb1df
+# %% ../nbs/13_generation.ipynb #4c7882f9
 class TextStream:
     "Text out of tokens, one token at a time: never half a character, and never a part of a stop string."
 
@@ -491,7 +491,7 @@ class TextStream:
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
-# %% ../nbs/13_generation.ipynb #c39b7a9f
+# %% ../nbs/13_generation.ipynb #bc9b9d3b
 class Constraint(Protocol):
     "What may be written, token by token. States can be of any kind that can be hashed."
 
@@ -501,7 +501,7 @@ class Constraint(Protocol):
     def advance(self, state: Hashable, id: int) -> Hashable: ...  # the state after an id that was allowed
     def complete(self, state: Hashable) -> bool: ...  # whether the text may end here and nothing else may follow
 
-# %% ../nbs/13_generation.ipynb #fbcc5f78
+# %% ../nbs/13_generation.ipynb #9f8027f5
 class _Chooser:
     "All that decides on the next token of each row: a constraint, penalties, filters and the dice."
 
@@ -629,7 +629,7 @@ def generate(
         if on_token is not None: on_token(row, id)
     return [out[row] for row in sorted(out)]
 
-# %% ../nbs/13_generation.ipynb #ebeb0aa4
+# %% ../nbs/13_generation.ipynb #5fdd973e
 def _prompt(tokenizer: Any, text: str) -> list[int]:
     "A text as a prompt: with <bos>, where there is one."
     if not isinstance(text, str): raise GenerationError(f"A prompt is a str here, not {type(text).__name__}. Ids go to generate.")
@@ -672,7 +672,7 @@ def generate_text(
     for row, id in _tokens(model, [_prompt(tokenizer, text) for text in prompts], config, tokenizer, constraint, ids): out[row] += shown[row].push(id)
     return [text + last.close() for text, last in zip(out, shown)]
 
-# %% ../nbs/13_generation.ipynb #9f22f406
+# %% ../nbs/13_generation.ipynb #16194afd
 class ByteMachine(Protocol):
     "Reads a text byte by byte (UTF-8) and knows whether it can still become one that is wanted."
 
@@ -741,7 +741,7 @@ class ByteConstraint:
         if state is None or not data: raise GenerationError(f"The token {id} ({data!r}) is not allowed here.")
         return state
 
-# %% ../nbs/13_generation.ipynb #2b973567
+# %% ../nbs/13_generation.ipynb #312a6e0b
 _LAST = 0x10FFFF
 _Ranges = list[tuple[int, int]]  # of code points, both ends included
 
@@ -959,7 +959,7 @@ def regex_constraint(
             raise GenerationError(f"The tokenizer's vocabulary cannot spell any text that matches {pattern!r}. A tokenizer that knows all bytes can spell everything.")
     return constraint
 
-# %% ../nbs/13_generation.ipynb #72c11166
+# %% ../nbs/13_generation.ipynb #cb70a3ab
 class JsonMachine:
     "JSON (RFC 8259), compact but for one space after a comma or colon: a stack for the brackets, and a regular expression for all that stands between them."
 
@@ -1002,7 +1002,7 @@ class JsonMachine:
         stack, now, inner = state
         return not stack and (now == "after" or now == "scalar" and self.scalar.accepts(inner))
 
-# %% ../nbs/13_generation.ipynb #c7ffa5fd
+# %% ../nbs/13_generation.ipynb #9254e07b
 class Hypothesis(NamedTuple):
     "A text that beam search has found."
 
@@ -1065,7 +1065,7 @@ def beam_search(
         for text, total in zip(texts, totals.tolist()): add(text, total)
     return ended
 
-# %% ../nbs/13_generation.ipynb #bf956694
+# %% ../nbs/13_generation.ipynb #fa1e7179
 class Speculation(NamedTuple):
     "What speculative decoding wrote, and how often the guesses were right."
 
@@ -1169,7 +1169,7 @@ def speculative(
                 if id == eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
 
-# %% ../nbs/13_generation.ipynb #13674136
+# %% ../nbs/13_generation.ipynb #b27ad43e
 def unmask(
     model: Any,  # an encoder: ids (B, T) to logits (B, T, V); reads both sides of a place
     ids: Any,  # (T,) or (B, T), or lists: mask_id where something is to be filled in
@@ -1208,7 +1208,7 @@ def unmask(
             filled = x.clone()
             filled[open_] = new
             count = (open_.sum(1, keepdim=True) + left - 1) // left  # of each row, rounded up
-            chosen = (sure.argsort(1, descending=True, stable=True).argsort(1) < count) & open_
+            chosen = (sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1) < count) & open_
             x, open_ = torch.where(chosen, filled, x), open_ & ~chosen
             if on_step is not None: on_step(x)
     return [row[:n] for row, n in zip(x.tolist(), lengths)]
