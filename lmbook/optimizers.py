@@ -41,7 +41,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if len(options.get("betas", (0, 0))) != 2: raise OptimizerError(f"betas={options['betas']!r}: give two numbers, such as (0.9, 0.999).")
     if options.get("nesterov") and not options["momentum"]: raise OptimizerError("nesterov=True needs a momentum above 0, such as 0.9.")
 
-# %% ../nbs/06_optimizers.ipynb #a2dee28a63
+# %% ../nbs/06_optimizers.ipynb #5f8adb2368
 Group = dict[str, Any]  # {"params": [...], and options of its own}
 Params = Iterable[Tensor] | Iterable[Group]
 Tensors = list[Tensor]
@@ -72,6 +72,7 @@ class ListOptimizer(Optimizer):
     kernels: tuple[str, ...] = ()  # the kinds of device on which PyTorch has a fused kernel for this update
     fused = True  # whether to use it
     counts = True  # whether to count the steps of each parameter
+    cut = True  # whether lists are cut to the size of a CPU's cache
 
     def __init__(self, params: Params, options: dict[str, Any], fused: bool = True):
         self.fused = fused
@@ -124,7 +125,7 @@ class ListOptimizer(Optimizer):
             if p.is_complex(): raise OptimizerError("A parameter is complex; keep it as real numbers (torch.view_as_real).")
         for group in self.param_groups:
             for (fuse, device, _, t), rows in self._rows(group).items():
-                for piece in _pieces(rows) if device.type == "cpu" and not fuse else [rows]:
+                for piece in _pieces(rows) if self.cut and device.type == "cpu" and not fuse else [rows]:
                     p, g, *state = map(list, zip(*piece))
                     if fuse: self.fused_update(p, g, group, t, *state)
                     else: self.update(p, self._decay(p, g, group), group, t, *state)
@@ -344,30 +345,32 @@ class Lion(ListOptimizer):
         torch._foreach_add_(p, sign, alpha=-group["lr"])
         torch._foreach_lerp_(m, g, 1 - beta2)
 
-# %% ../nbs/06_optimizers.ipynb #08b250efa7
+# %% ../nbs/06_optimizers.ipynb #0517d6bac5
 def orthogonalize(
-    matrix: Tensor,  # of two axes
+    matrix: Tensor,  # (m, n); or (k, m, n), several at once
     steps: int = 5,  # how often the polynomial is applied
     coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),  # of x, x**3 and x**5
     eps: float = 1e-7,  # the least norm to divide by
 ) -> Tensor: # in bfloat16, of the same shape, its singular values all near 1 (about 0.7 to 1.2)
     "Push all singular values of a matrix towards 1, by a polynomial and without computing them (Jordan et al. 2024)."
     a, b, c = coefficients
-    tall = matrix.shape[0] > matrix.shape[1]
+    tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.bfloat16().mT if tall else matrix.bfloat16()
-    x = x / x.norm().clamp(min=eps)
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
-# %% ../nbs/06_optimizers.ipynb #134a31dcbe
+# %% ../nbs/06_optimizers.ipynb #e0edc5a727
 class Muon(ListOptimizer):
     "Momentum whose step is orthogonalized, for the matrices between a model's layers (Jordan et al. 2024), as torch.optim.Muon."
 
     slots = ("momentum_buffer",)
     counts = False
     decoupled = True
+    cut = False  # its products touch each number many times
     ADJUST = {  # from the shape (rows, columns) of a matrix to the factor by which its learning rate is multiplied
         None: lambda rows, columns: math.sqrt(max(1, rows / columns)),
         "original": lambda rows, columns: math.sqrt(max(1, rows / columns)),
@@ -404,11 +407,14 @@ class Muon(ListOptimizer):
                                      "and the rest to another: Together(Muon(matrices), AdamW(rest)).")
 
     def update(self, p: Tensors, g: Tensors, group: Group, t: int, buffers: Tensors) -> None:
-        for matrix, gradient, b in zip(p, g, buffers):  # each has its own products anyway
-            b.lerp_(gradient, 1 - group["momentum"])
-            ahead = gradient.lerp(b, group["momentum"]) if group["nesterov"] else b
-            lr = group["lr"] * self.ADJUST[group["adjust_lr_fn"]](*matrix.shape)
-            matrix.add_(orthogonalize(ahead, group["ns_steps"], group["ns_coefficients"], group["eps"]), alpha=-lr)
+        torch._foreach_lerp_(buffers, g, 1 - group["momentum"])
+        ahead, shapes = torch._foreach_lerp(g, buffers, group["momentum"]) if group["nesterov"] else buffers, defaultdict(list)
+        for matrix, step in zip(p, ahead): shapes[matrix.shape].append((matrix, step))
+        for shape, pairs in shapes.items():  # those of one shape go together: a layer's matrices are small, and many
+            matrices, steps = map(list, zip(*pairs))
+            whole = orthogonalize(torch.stack(steps) if len(steps) > 1 else steps[0], group["ns_steps"], group["ns_coefficients"], group["eps"])
+            lr = group["lr"] * self.ADJUST[group["adjust_lr_fn"]](*shape)
+            torch._foreach_add_(matrices, list(whole.to(matrices[0].dtype)) if len(steps) > 1 else [whole.to(matrices[0].dtype)], alpha=-lr)
 
 # %% ../nbs/06_optimizers.ipynb #e3a2a37b30
 class Together(Optimizer):
