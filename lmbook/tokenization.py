@@ -974,7 +974,7 @@ def ngram_cost(
             nats -= math.log(p)
     return nats
 
-# %% ../nbs/03_tokenization.ipynb #6d86778a5a
+# %% ../nbs/03_tokenization.ipynb #a9789af667
 class HuggingFaceTokenizer(Tokenizer):
     "A tokenizer.json from elsewhere, as the library `tokenizers` runs it: BPE, unigram or WordPiece, with its normalisation."
 
@@ -1036,9 +1036,25 @@ class HuggingFaceTokenizer(Tokenizer):
         [id] = self._check([id])
         return self._tokens[id]
 
+    @cached_property
+    def _spelling(self) -> Callable[[str], bytes] | None:
+        "From a token's name to its bytes, where the file's decoder works token by token: byte-level ones, and those of SentencePiece."
+        decoder = self._json().get("decoder") or {}
+        parts = {part["type"]: part for part in decoder.get("decoders", [decoder]) if part}
+        if "ByteLevel" in parts:
+            letters = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
+            return lambda token: bytes(letters[letter] for letter in token) if all(letter in letters for letter in token) else token.encode()
+        if not parts or set(parts) - {"Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}: return None
+        space = parts["Metaspace"]["replacement"] if "Metaspace" in parts else parts.get("Replace", {}).get("pattern", {}).get("String", " ")
+        fallback = "ByteFallback" in parts
+        return lambda token: bytes([int(token[3:5], 16)]) if fallback and re.fullmatch("<0x[0-9A-F]{2}>", token) else token.replace(space, " ").encode()
+
     def id_to_bytes(self, id: int) -> bytes:
-        "Not known here: the file says how ids become text together, not what each stands for."
-        raise TokenizerError("A tokenizer.json does not say which bytes an id stands for. decode([id]) comes nearest.")
+        "As for other tokenizers; a space that the file's decoder takes from the beginning of a text is there. TokenizerError where the file puts words together in another way (WordPiece)."
+        [id] = self._check([id])
+        if id in self._names: return b""
+        if self._spelling is None: raise TokenizerError("This tokenizer.json does not say which bytes an id stands for. decode([id]) comes nearest.")
+        return self._spelling(self._tokens[id])
 
     def _json(self) -> dict[str, Any]: return json.loads(self._tokenizer.to_str())
 
