@@ -23,7 +23,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmbook.attention import LearnedPositions
 from lmbook.training import Examples, TokenStream, TrainConfig, Trainer, load_weights, next_token_loss, save_weights
 from lmbook.transformer import (
-    BENDS, GATED, LAYOUTS, PRESETS, Block, Memory, Stack, Transformer, TransformerConfig, TransformerError, count_parameters, flops, load_pretrained, preset, save_pretrained,
+    BENDS,
+    GATED,
+    LAYOUTS,
+    PRESETS,
+    Block,
+    Memory,
+    Stack,
+    Transformer,
+    TransformerConfig,
+    TransformerError,
+    count_parameters,
+    flops,
+    load_pretrained,
+    preset,
+    save_pretrained,
 )  # fmt: skip
 
 V = 41
@@ -328,11 +342,11 @@ def test_with_a_cache_as_without(kind, variant, pieces):
     model, x = make(kind, variant), ids(3, 9)
     segments = torch.tensor([[1] * 9, [0, 0, 0] + [1] * 6, [0] + [1] * 8])  # padded on the left, as prompts are
     more = {"memory": model.encode(ids(3, 6, 4), torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] + [0] * 5]))} if kind == "encoder-decoder" else {}
-    for given in (None, segments):
-        whole, cache, parts = model(x, segments=given, **more), SlowCache(model.config.layers), []
-        for piece, tokens in zip(x.split(pieces, 1), (given if given is not None else x).split(pieces, 1)):
-            parts.append(model(piece, segments=None if given is None else tokens, cache=cache, **more))
-        there = segments > 0 if given is not None else torch.ones_like(x, dtype=torch.bool)
+    for some in (None, segments):
+        whole, cache, parts = model(x, segments=some, **more), SlowCache(model.config.layers), []
+        for piece, tokens in zip(x.split(pieces, 1), (x if some is None else some).split(pieces, 1)):
+            parts.append(model(piece, segments=None if some is None else tokens, cache=cache, **more))
+        there = segments > 0 if some is not None else torch.ones_like(x, dtype=torch.bool)
         close(torch.cat(parts, 1)[there], whole[there], 1e-4)
         assert kind == "decoder" or all(kv is not None for kv in cache.cross)
 
