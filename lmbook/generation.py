@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ON_FULL', 'GenerationError', 'SamplingConfig', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'warp',
-           'penalise', 'draw', 'KVCache', 'TextStream', 'Constraint', 'generate', 'stream', 'generate_text',
-           'ByteMachine', 'ByteConstraint', 'RegexMachine', 'regex_constraint', 'JsonMachine', 'Hypothesis',
-           'beam_search', 'Speculation', 'speculative', 'unmask']
+           'penalise', 'draw', 'KVCache', 'TextStream', 'Constraint', 'generate', 'Hypothesis', 'beam_search', 'stream',
+           'generate_text', 'RegexMachine', 'ByteMachine', 'ByteConstraint', 'regex_constraint', 'JsonMachine',
+           'Speculation', 'speculative', 'unmask']
 
-# %% ../nbs/13_generation.ipynb #5db332b8
+# %% ../nbs/13_generation.ipynb #5987884cd5
 import codecs
 import inspect
 import math
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .tokenization import REPLACEMENT
 
-# %% ../nbs/13_generation.ipynb #6333fbe6
+# %% ../nbs/13_generation.ipynb #5982613e12
 class GenerationError(ValueError):
     "Something about a prompt, a setting or a model that the user can mend. The message says what is wrong and what to do about it."
 
@@ -77,7 +77,7 @@ class SamplingConfig:
         "Whether earlier tokens change the scores."
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
-# %% ../nbs/13_generation.ipynb #bd60cc49
+# %% ../nbs/13_generation.ipynb #fb0259489f
 def keep_top_k(
     logits: Tensor,  # (..., V)
     k: int,  # at least 1
@@ -162,7 +162,7 @@ def draw(
         if "probability" not in str(error): raise
         raise GenerationError("There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0.") from error
 
-# %% ../nbs/13_generation.ipynb #e8c475f3
+# %% ../nbs/13_generation.ipynb #57d0ddb7d8
 class _Layer:
     "The keys and values of one layer: an `lmbook.attention.Cache`. Where they go is the business of the KVCache."
 
@@ -276,7 +276,7 @@ class KVCache:
         "Memory that the keys and values take, room kept in advance included."
         return sum(x.numel() * x.element_size() for layer in self._layers if layer.k is not None for x in (layer.k, layer.v))
 
-# %% ../nbs/13_generation.ipynb #94ab562f
+# %% ../nbs/13_generation.ipynb #fb5685e4ca
 def _scores(out: Any) -> Tensor: # (B, T, V)
     "The logits of whatever a model returns."
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
@@ -456,7 +456,7 @@ def _resting(model: Any) -> Iterator[None]:
     finally:
         for module in modules: module.training = True
 
-# %% ../nbs/13_generation.ipynb #4c7882f9
+# %% ../nbs/13_generation.ipynb #bb93c114e9
 class TextStream:
     "Text out of tokens, one token at a time: never half a character, and never a part of a stop string."
 
@@ -491,7 +491,7 @@ class TextStream:
         self._held = text[len(text) - held :]
         return text[: len(text) - held]
 
-# %% ../nbs/13_generation.ipynb #bc9b9d3b
+# %% ../nbs/13_generation.ipynb #4f4a44d1b2
 class Constraint(Protocol):
     "What may be written, token by token. States can be of any kind that can be hashed."
 
@@ -501,7 +501,7 @@ class Constraint(Protocol):
     def advance(self, state: Hashable, id: int) -> Hashable: ...  # the state after an id that was allowed
     def complete(self, state: Hashable) -> bool: ...  # whether the text may end here and nothing else may follow
 
-# %% ../nbs/13_generation.ipynb #9f8027f5
+# %% ../nbs/13_generation.ipynb #d86a41064e
 class _Chooser:
     "All that decides on the next token of each row: a constraint, penalties, filters and the dice."
 
@@ -629,7 +629,70 @@ def generate(
         if on_token is not None: on_token(row, id)
     return [out[row] for row in sorted(out)]
 
-# %% ../nbs/13_generation.ipynb #5fdd973e
+# %% ../nbs/13_generation.ipynb #a03b3189be
+class Hypothesis(NamedTuple):
+    "A text that beam search has found."
+
+    ids: list[int]  # the new ones, <eos> included
+    log_prob: float  # nats
+    score: float  # log_prob / length ** length_penalty
+
+
+def beam_search(
+    model: Any,  # as for `generate`
+    prompt: Any,  # ids (T,)
+    beams: int = 4,  # texts that are followed at the same time
+    max_new_tokens: int = 100,
+    length_penalty: float = 1.0,  # power of the length by which a log-probability is divided: 0 the most probable text, 1 the most probable per token
+    eos_id: int | None = None,  # ends a text
+    *,
+    source: Any = None,  # ids that an encoder-decoder reads
+) -> list[Hypothesis]: # at most `beams`, the best first
+    """Look for the most probable text, following the `beams` best beginnings (Lowerre 1976; scores as in `transformers`).
+
+    With one beam it is greedy; with as many as there are texts, exhaustive. It ends when no beginning can overtake what was found. Texts that had
+    no end after `max_new_tokens`, or when the model's context is full, count as they are.
+    """
+    for name, value in (("beams", beams), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(value, int) or value < 1: raise GenerationError(f"{name}={value!r} must be a whole number, at least 1.")
+    rows = _rows(prompt, _vocab_size(model))
+    if len(rows) > 1: raise GenerationError(f"Beam search goes on from one prompt at a time, not {len(rows)}.")
+    ended: list[Hypothesis] = []
+
+    def add(ids: list[int], log_prob: float) -> None:
+        ended.append(Hypothesis(ids, log_prob, log_prob / len(ids) ** length_penalty))
+        ended.sort(key=lambda h: -h.score)
+        del ended[beams:]
+
+    with _resting(model), torch.inference_mode():
+        reader = _reader(model, None if source is None else _rows(source, None, "source"), max_new_tokens)
+        _fit(rows, reader.limit)
+        steps = max_new_tokens if reader.limit is None else min(max_new_tokens, reader.limit - len(rows[0]) + 1)
+        logits = reader.start(rows)
+        texts, totals = [[]], logits.new_zeros(1, dtype=torch.float64)
+        for step in range(1, steps + 1):
+            scores = totals[:, None] + logits.double().log_softmax(-1)  # (beams, V)
+            V = scores.shape[1]
+            found = scores.flatten().topk(min(2 * beams, scores.numel()))
+            parents, ids, kept = [], [], []
+            for rank, (total, at) in enumerate(zip(found.values.tolist(), found.indices.tolist())):
+                parent, id = divmod(at, V)
+                if total == -math.inf: break
+                if id == eos_id:
+                    if rank < beams: add([*texts[parent], id], total)
+                elif len(kept) < beams: parents.append(parent); ids.append(id); kept.append(total)
+            if not kept: texts = []; break
+            texts = [[*texts[parent], id] for parent, id in zip(parents, ids)]
+            if step == steps: totals = torch.tensor(kept); break
+            longest = steps if length_penalty > 0 else step + 1  # the length at which a text of this total scores best
+            if len(ended) == beams and max(kept) / longest**length_penalty <= ended[-1].score: texts = []; break
+            if parents != list(range(len(totals))): reader.select(torch.tensor(parents, device=reader.device))
+            totals = scores.new_tensor(kept)
+            logits = reader.read(torch.tensor(ids, device=reader.device)[:, None])[:, -1]
+        for text, total in zip(texts, totals.tolist()): add(text, total)
+    return ended
+
+# %% ../nbs/13_generation.ipynb #eaa14d8eb5
 def _prompt(tokenizer: Any, text: str) -> list[int]:
     "A text as a prompt: with <bos>, where there is one."
     if not isinstance(text, str): raise GenerationError(f"A prompt is a str here, not {type(text).__name__}. Ids go to generate.")
@@ -672,76 +735,7 @@ def generate_text(
     for row, id in _tokens(model, [_prompt(tokenizer, text) for text in prompts], config, tokenizer, constraint, ids): out[row] += shown[row].push(id)
     return [text + last.close() for text, last in zip(out, shown)]
 
-# %% ../nbs/13_generation.ipynb #16194afd
-class ByteMachine(Protocol):
-    "Reads a text byte by byte (UTF-8) and knows whether it can still become one that is wanted."
-
-    start: Hashable
-
-    def step(self, state: Hashable, byte: int) -> Hashable | None: ...  # None: no such text goes on like this
-    def accepts(self, state: Hashable) -> bool: ...  # whether it is one now
-
-
-class ByteConstraint:
-    """A constraint from a machine on bytes: a token may come if the machine can read all its bytes.
-
-    The vocabulary is kept as a tree of bytes, so that a beginning that many tokens share is read once; and what is allowed is kept for
-    each state. Special tokens are never allowed, but for <eos> where the text may end.
-    """
-
-    def __init__(
-        self,
-        machine: ByteMachine,
-        tokenizer: Any,  # has vocab_size, id_to_bytes(id), eos_id or none
-    ):
-        self.machine, self.tokenizer, self.start = machine, tokenizer, machine.start
-        self._tree: tuple[dict, list] = ({}, [])  # byte -> subtree; ids that end here
-        for id in range(tokenizer.vocab_size):
-            node = self._tree
-            for byte in (data := tokenizer.id_to_bytes(id)): node = node[0].setdefault(byte, ({}, []))
-            if data: node[1].append(id)
-        self._masks: dict[Hashable, tuple[Tensor, bool]] = {}
-        self.alive: set[Hashable] | None = None  # states from which the end can be reached; None: all of them
-        if not self._walk(self.start) and not machine.accepts(self.start):
-            raise GenerationError("The vocabulary has no token with which such a text could begin. Is this the model's tokenizer?")
-
-    def _walk(self, state: Hashable) -> list[tuple[int, Hashable]]:
-        "All tokens that the machine can read from here, and where each leads."
-        found, todo, step = [], [(self._tree, state)], self.machine.step
-        while todo:
-            (branches, _), at = todo.pop()
-            for byte, node in branches.items():
-                if (after := step(at, byte)) is None: continue
-                found += [(id, after) for id in node[1]]
-                if node[0]: todo.append((node, after))
-        return found
-
-    def _look(self, state: Hashable) -> tuple[Tensor, bool]: # (V,) bool, and whether nothing but the end may follow
-        if state not in self._masks:
-            ids = [id for id, after in self._walk(state) if self.alive is None or after in self.alive]
-            mask, accepts = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool), self.machine.accepts(state)
-            mask[ids] = True
-            eos = getattr(self.tokenizer, "eos_id", None)
-            if eos is not None and accepts: mask[eos] = True
-            self._masks[state] = mask, accepts and not ids
-        return self._masks[state]
-
-    def allowed(self, state: Hashable) -> Tensor: # (V,) bool
-        "Which tokens may come next."
-        return self._look(state)[0]
-
-    def complete(self, state: Hashable) -> bool:
-        "Whether the text may end here and cannot go on."
-        return self._look(state)[1]
-
-    def advance(self, state: Hashable, id: int) -> Hashable:
-        "The state after a token. GenerationError for one that is not allowed."
-        for byte in (data := self.tokenizer.id_to_bytes(id)):
-            if (state := self.machine.step(state, byte)) is None: break
-        if state is None or not data: raise GenerationError(f"The token {id} ({data!r}) is not allowed here.")
-        return state
-
-# %% ../nbs/13_generation.ipynb #312a6e0b
+# %% ../nbs/13_generation.ipynb #e0ab33382c
 _LAST = 0x10FFFF
 _Ranges = list[tuple[int, int]]  # of code points, both ends included
 
@@ -929,7 +923,76 @@ class RegexMachine:
         "Whether what was read matches."
         return self._last in self._sets[state]
 
+# %% ../nbs/13_generation.ipynb #05fd0156fa
+class ByteMachine(Protocol):
+    "Reads a text byte by byte (UTF-8) and knows whether it can still become one that is wanted."
 
+    start: Hashable
+
+    def step(self, state: Hashable, byte: int) -> Hashable | None: ...  # None: no such text goes on like this
+    def accepts(self, state: Hashable) -> bool: ...  # whether it is one now
+
+
+class ByteConstraint:
+    """A constraint from a machine on bytes: a token may come if the machine can read all its bytes.
+
+    The vocabulary is kept as a tree of bytes, so that a beginning that many tokens share is read once; and what is allowed is kept for
+    each state. Special tokens are never allowed, but for <eos> where the text may end.
+    """
+
+    def __init__(
+        self,
+        machine: ByteMachine,
+        tokenizer: Any,  # has vocab_size, id_to_bytes(id), eos_id or none
+    ):
+        self.machine, self.tokenizer, self.start = machine, tokenizer, machine.start
+        self._tree: tuple[dict, list] = ({}, [])  # byte -> subtree; ids that end here
+        for id in range(tokenizer.vocab_size):
+            node = self._tree
+            for byte in (data := tokenizer.id_to_bytes(id)): node = node[0].setdefault(byte, ({}, []))
+            if data: node[1].append(id)
+        self._masks: dict[Hashable, tuple[Tensor, bool]] = {}
+        self.alive: set[Hashable] | None = None  # states from which the end can be reached; None: all of them
+        if not self._walk(self.start) and not machine.accepts(self.start):
+            raise GenerationError("The vocabulary has no token with which such a text could begin. Is this the model's tokenizer?")
+
+    def _walk(self, state: Hashable) -> list[tuple[int, Hashable]]:
+        "All tokens that the machine can read from here, and where each leads."
+        found, todo, step = [], [(self._tree, state)], self.machine.step
+        while todo:
+            (branches, _), at = todo.pop()
+            for byte, node in branches.items():
+                if (after := step(at, byte)) is None: continue
+                found += [(id, after) for id in node[1]]
+                if node[0]: todo.append((node, after))
+        return found
+
+    def _look(self, state: Hashable) -> tuple[Tensor, bool]: # (V,) bool, and whether nothing but the end may follow
+        if state not in self._masks:
+            ids = [id for id, after in self._walk(state) if self.alive is None or after in self.alive]
+            mask, accepts = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool), self.machine.accepts(state)
+            mask[ids] = True
+            eos = getattr(self.tokenizer, "eos_id", None)
+            if eos is not None and accepts: mask[eos] = True
+            self._masks[state] = mask, accepts and not ids
+        return self._masks[state]
+
+    def allowed(self, state: Hashable) -> Tensor: # (V,) bool
+        "Which tokens may come next."
+        return self._look(state)[0]
+
+    def complete(self, state: Hashable) -> bool:
+        "Whether the text may end here and cannot go on."
+        return self._look(state)[1]
+
+    def advance(self, state: Hashable, id: int) -> Hashable:
+        "The state after a token. GenerationError for one that is not allowed."
+        for byte in (data := self.tokenizer.id_to_bytes(id)):
+            if (state := self.machine.step(state, byte)) is None: break
+        if state is None or not data: raise GenerationError(f"The token {id} ({data!r}) is not allowed here.")
+        return state
+
+# %% ../nbs/13_generation.ipynb #40b4461cfd
 def regex_constraint(
     pattern: str,  # of the whole new text, as for re.fullmatch
     tokenizer: Any,
@@ -959,7 +1022,7 @@ def regex_constraint(
             raise GenerationError(f"The tokenizer's vocabulary cannot spell any text that matches {pattern!r}. A tokenizer that knows all bytes can spell everything.")
     return constraint
 
-# %% ../nbs/13_generation.ipynb #cb70a3ab
+# %% ../nbs/13_generation.ipynb #4194a814ae
 class JsonMachine:
     "JSON (RFC 8259), compact but for one space after a comma or colon: a stack for the brackets, and a regular expression for all that stands between them."
 
@@ -1002,70 +1065,7 @@ class JsonMachine:
         stack, now, inner = state
         return not stack and (now == "after" or now == "scalar" and self.scalar.accepts(inner))
 
-# %% ../nbs/13_generation.ipynb #9254e07b
-class Hypothesis(NamedTuple):
-    "A text that beam search has found."
-
-    ids: list[int]  # the new ones, <eos> included
-    log_prob: float  # nats
-    score: float  # log_prob / length ** length_penalty
-
-
-def beam_search(
-    model: Any,  # as for `generate`
-    prompt: Any,  # ids (T,)
-    beams: int = 4,  # texts that are followed at the same time
-    max_new_tokens: int = 100,
-    length_penalty: float = 1.0,  # power of the length by which a log-probability is divided: 0 the most probable text, 1 the most probable per token
-    eos_id: int | None = None,  # ends a text
-    *,
-    source: Any = None,  # ids that an encoder-decoder reads
-) -> list[Hypothesis]: # at most `beams`, the best first
-    """Look for the most probable text, following the `beams` best beginnings (Lowerre 1976; scores as in `transformers`).
-
-    With one beam it is greedy; with as many as there are texts, exhaustive. It ends when no beginning can overtake what was found. Texts that had
-    no end after `max_new_tokens`, or when the model's context is full, count as they are.
-    """
-    for name, value in (("beams", beams), ("max_new_tokens", max_new_tokens)):
-        if not isinstance(value, int) or value < 1: raise GenerationError(f"{name}={value!r} must be a whole number, at least 1.")
-    rows = _rows(prompt, _vocab_size(model))
-    if len(rows) > 1: raise GenerationError(f"Beam search goes on from one prompt at a time, not {len(rows)}.")
-    ended: list[Hypothesis] = []
-
-    def add(ids: list[int], log_prob: float) -> None:
-        ended.append(Hypothesis(ids, log_prob, log_prob / len(ids) ** length_penalty))
-        ended.sort(key=lambda h: -h.score)
-        del ended[beams:]
-
-    with _resting(model), torch.inference_mode():
-        reader = _reader(model, None if source is None else _rows(source, None, "source"), max_new_tokens)
-        _fit(rows, reader.limit)
-        steps = max_new_tokens if reader.limit is None else min(max_new_tokens, reader.limit - len(rows[0]) + 1)
-        logits = reader.start(rows)
-        texts, totals = [[]], logits.new_zeros(1, dtype=torch.float64)
-        for step in range(1, steps + 1):
-            scores = totals[:, None] + logits.double().log_softmax(-1)  # (beams, V)
-            V = scores.shape[1]
-            found = scores.flatten().topk(min(2 * beams, scores.numel()))
-            parents, ids, kept = [], [], []
-            for rank, (total, at) in enumerate(zip(found.values.tolist(), found.indices.tolist())):
-                parent, id = divmod(at, V)
-                if total == -math.inf: break
-                if id == eos_id:
-                    if rank < beams: add([*texts[parent], id], total)
-                elif len(kept) < beams: parents.append(parent); ids.append(id); kept.append(total)
-            if not kept: texts = []; break
-            texts = [[*texts[parent], id] for parent, id in zip(parents, ids)]
-            if step == steps: totals = torch.tensor(kept); break
-            longest = steps if length_penalty > 0 else step + 1  # the length at which a text of this total scores best
-            if len(ended) == beams and max(kept) / longest**length_penalty <= ended[-1].score: texts = []; break
-            if parents != list(range(len(totals))): reader.select(torch.tensor(parents, device=reader.device))
-            totals = scores.new_tensor(kept)
-            logits = reader.read(torch.tensor(ids, device=reader.device)[:, None])[:, -1]
-        for text, total in zip(texts, totals.tolist()): add(text, total)
-    return ended
-
-# %% ../nbs/13_generation.ipynb #fa1e7179
+# %% ../nbs/13_generation.ipynb #014013554b
 class Speculation(NamedTuple):
     "What speculative decoding wrote, and how often the guesses were right."
 
@@ -1169,7 +1169,7 @@ def speculative(
                 if id == eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
 
-# %% ../nbs/13_generation.ipynb #b27ad43e
+# %% ../nbs/13_generation.ipynb #1183078643
 def unmask(
     model: Any,  # an encoder: ids (B, T) to logits (B, T, V); reads both sides of a place
     ids: Any,  # (T,) or (B, T), or lists: mask_id where something is to be filled in

@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'PLACES', 'BENDS', 'GATED', 'PRESETS', 'Names', 'LAYOUTS', '
            'FeedForward', 'Block', 'Stack', 'Embed', 'Memory', 'Transformer', 'count_parameters', 'flops',
            'save_pretrained', 'load_pretrained']
 
-# %% ../nbs/11_transformer.ipynb #ad94531f
+# %% ../nbs/11_transformer.ipynb #7b918062
 import json
 import os
 import re
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .attention import Attention, AttentionConfig, AttentionError, LearnedPositions, alibi_slopes, padding_mask, segment_mask, sinusoidal
 from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, init_weights
 
-# %% ../nbs/11_transformer.ipynb #ddd78e55
+# %% ../nbs/11_transformer.ipynb #7218f9ee
 class TransformerError(ValueError):
     "Something about a Transformer, its input or its files that the user can mend. The message says what is wrong and what to do about it."
 
@@ -124,7 +124,7 @@ class TransformerConfig:
         if "vocab_size" not in values: raise TransformerError("A TransformerConfig needs vocab_size.")
         return cls(**values)
 
-# %% ../nbs/11_transformer.ipynb #35929a33
+# %% ../nbs/11_transformer.ipynb #b232e985
 PRESETS: dict[str, dict[str, Any]] = {  # today's usual parts, in three sizes
     "tiny": {"d_model": 160, "layers": 4, "heads": 5, "context_length": 256},
     "small": {"d_model": 384, "layers": 6, "heads": 6, "context_length": 512},
@@ -142,7 +142,7 @@ def preset(
     _choose(name, "preset", PRESETS)
     return TransformerConfig.from_dict({"vocab_size": vocab_size, **_TODAY, **PRESETS[name], **changes})
 
-# %% ../nbs/11_transformer.ipynb #c41030dd
+# %% ../nbs/11_transformer.ipynb #1240bb84
 def _norm(config: TransformerConfig) -> nn.Module:
     if config.norm == "none": return nn.Identity()
     return RMSNorm(config.d_model, eps=config.norm_eps) if config.norm == "rms" else LayerNorm(config.d_model, bias=config.bias, eps=config.norm_eps)
@@ -197,7 +197,7 @@ class Block(nn.Module):
         if self.cross is not None: x = self._add(x, self.cross_norm, lambda h: self.cross(h, memory, memory_mask))
         return self._add(x, self.mlp_norm, self.mlp)
 
-# %% ../nbs/11_transformer.ipynb #72523e30
+# %% ../nbs/11_transformer.ipynb #cc3cafd7
 class Stack(nn.Module):
     "Blocks, one on the other, and a norm at the end where norms come first."
 
@@ -255,7 +255,7 @@ class Embed(nn.Module):
         if self.types is not None: x = x + (self.types.weight[0] if types is None else self.types(types))
         return self.dropout(self.norm(x))
 
-# %% ../nbs/11_transformer.ipynb #d8288f6f
+# %% ../nbs/11_transformer.ipynb #b4d5d629
 class Memory(NamedTuple):
     "What an encoder has read. Made once, it can be given to `Transformer.forward` again and again, in place of the source."
 
@@ -394,7 +394,7 @@ class Transformer(nn.Module):
         "Read, and score. Called as `lmbook.training.next_token_loss` does."
         return self.score(self.hidden(ids, segments=segments, positions=positions, types=types, source=source, source_segments=source_segments, memory=memory, cache=cache))
 
-# %% ../nbs/11_transformer.ipynb #15ae7bfc
+# %% ../nbs/11_transformer.ipynb #3a2ce2e8
 def count_parameters(config: TransformerConfig) -> int:
     "How many parameters such a model has, without making it. A tied matrix counts once."
     c, bias, mlp_bias = config, int(config.bias), int(config.biased_mlp)
@@ -435,7 +435,7 @@ def flops(
     if c.kind == "encoder-decoder": total += c.layers * (attention(source, source, source) + mlp(source) + attention(tokens, source, source))
     return total + 2 * tokens * D * (c.vocab_size + (D if c.head == "bert" else 0))
 
-# %% ../nbs/11_transformer.ipynb #29e395c7
+# %% ../nbs/11_transformer.ipynb #a14faf38
 Names = Iterator[tuple[str, tuple[str, ...], bool]]  # a tensor of theirs, ours that it holds one after the other, whether it lies on its side
 
 
@@ -478,7 +478,7 @@ def _bend(name: str) -> str:
 
 def _their_bend(name: str) -> str: return {"gelu_tanh": "gelu_new", "identity": "linear"}.get(name, name)
 
-# %% ../nbs/11_transformer.ipynb #c156d160
+# %% ../nbs/11_transformer.ipynb #3d3780c4
 def _read_gpt2(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return TransformerConfig(
@@ -509,7 +509,7 @@ def _names_gpt2(c: TransformerConfig) -> Names:
     yield from _affine("transformer.ln_f", "decoder.norm")
     if not c.tie: yield "lm_head.weight", ("out.weight",), False
 
-# %% ../nbs/11_transformer.ipynb #f5a77af3
+# %% ../nbs/11_transformer.ipynb #378d25a7
 def _read_bert(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     return TransformerConfig(
@@ -543,12 +543,13 @@ def _names_bert(c: TransformerConfig) -> Names:
     yield "cls.predictions.bias", ("out.bias",), False
     if not c.tie: yield "cls.predictions.decoder.weight", ("out.weight",), False
 
-# %% ../nbs/11_transformer.ipynb #92b8cca5
+# %% ../nbs/11_transformer.ipynb #951b9258
 def _read_llama(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, pretraining_tp=1)
-    rope = {**(d.get("rope_scaling") or {}), **(d.get("rope_parameters") or {})}  # the latter is where newer files keep the base, too
-    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise TransformerError(f"config.json scales rotary positions by {kind!r} (rope_scaling), which is not known here: the model would read long texts wrongly. Only 'default' is.")
+    ropes = [d.get(name) or {} for name in ("rope_scaling", "rope_parameters")]  # older files, and newer ones, which keep the base there, too
+    rope = ropes[0] | ropes[1]
+    if odd := [kind for r in ropes if (kind := r.get("rope_type", r.get("type", "default"))) != "default"]:
+        raise TransformerError(f"config.json scales rotary positions by {odd[0]!r} (rope_scaling), which is not known here: the model would read long texts wrongly. Only 'default' is.")
     if partial := {rope.get("partial_rotary_factor"), d.get("partial_rotary_factor")} - {None, 1}: raise TransformerError(f"config.json turns a part of each head only (partial_rotary_factor={partial.pop()}); here all of it is.")
     act = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}
     if (bend := _bend(d.get("hidden_act", "silu"))) not in act: raise TransformerError(f"config.json asks for the gate {d['hidden_act']!r}; known are silu, gelu and gelu_pytorch_tanh.")
@@ -581,7 +582,7 @@ def _names_llama(c: TransformerConfig) -> Names:
     yield "model.norm.weight", ("decoder.norm.weight",), False
     if not c.tie: yield "lm_head.weight", ("out.weight",), False
 
-# %% ../nbs/11_transformer.ipynb #e9796493
+# %% ../nbs/11_transformer.ipynb #c891493b
 def _names_own(c: TransformerConfig) -> Names:
     with torch.device("meta"): names = list(Transformer(c).state_dict())
     for name in names:
