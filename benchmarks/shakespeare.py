@@ -40,7 +40,7 @@ from lmbook.transformer import Transformer, TransformerConfig, load_pretrained, 
 RESULTS = Path(__file__).parent / "results" / "shakespeare.json"
 REFERENCE = {"nanoGPT, documented CPU run": {"loss": 1.886, "seconds": 188, "parameters": 0.80e6, "tokens": 1_536_000, "tokens_per_s": 14_000},
              "GPT2LMHeadModel, same shape": {"tokens_per_s": 10_500, "written_per_s": 240}}  # data/README.md
-MODEL: dict[str, Any] = {"d_model": 128, "layers": 4, "heads": 4, "context_length": 128, "norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": True}
+MODEL: dict[str, Any] = {"d_model": 128, "layers": 4, "heads": 4, "context_length": 128, "norm": "rms", "activation": "gelu", "positions": "rotary", "bias": False, "tie": True}
 RECIPE: dict[str, Any] = {"batch_size": 12, "lr": 0.02, "weight_decay": 0.1, "warmup": 50, "schedule": "linear", "dtype": "bfloat16", "optimizer": "muon", "model": {}}
 BUDGET = 188.0
 ADAMW_LR = 4e-3  # the best of 2e-3, 4e-3 and 8e-3
@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "schedule: constant": {"schedule": "constant"},
     "learned positions": {"model": {"positions": "learned"}},
     "LayerNorm": {"model": {"norm": "layer"}},
-    "GELU": {"model": {"activation": "gelu"}},
+    "SwiGLU": {"model": {"activation": "swiglu"}},
     "nanoGPT's parts, AdamW, float32, 12 x 64": {"optimizer": "adamw", "lr": 1e-3, "dtype": "float32", "schedule": "cosine",
                                                 "model": {"positions": "learned", "norm": "layer", "activation": "gelu", "context_length": 64}},
 }
