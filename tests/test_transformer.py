@@ -595,7 +595,7 @@ def test_a_folder_that_is_none(tmp_path):
 
 
 CANNOT = [
-    ("gpt2", {"kind": "encoder-decoder"}, "kind="), ("gpt2", {"norm": "rms"}, "norm="), ("gpt2", {"norm_first": False}, "norm_first="), ("gpt2", {"positions": "rotary"}, "positions="),
+    ("gpt2", {"kind": "encoder-decoder"}, "kind="), ("gpt2", {"norm": "rms"}, "norm="), ("gpt2", {"activation": "swiglu", "d_ff": 40}, "activation="), ("gpt2", {"norm_first": False}, "norm_first="), ("gpt2", {"positions": "rotary"}, "positions="),
     ("gpt2", {"kv_heads": 2}, "kv_heads="), ("gpt2", {"d_head": 4}, "d_head="), ("gpt2", {"bias": False}, "bias="), ("gpt2", {"mlp_bias": False}, "mlp_bias="), ("gpt2", {"window": 3}, "window="),
     ("gpt2", {"types": 1}, "types="), ("gpt2", {"embed_norm": True}, "embed_norm="), ("gpt2", {"head": "bert"}, "head="), ("gpt2", {"residual": False}, "residual="),
     ("bert", {"kind": "decoder"}, "kind="), ("bert", {"norm_first": True}, "norm_first="), ("bert", {"types": 0}, "types="), ("bert", {"head": "linear"}, "head="),
