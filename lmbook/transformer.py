@@ -545,7 +545,7 @@ def _names_bert(c: TransformerConfig) -> Names:
     yield "cls.predictions.bias", ("out.bias",), False
     if not c.tie: yield "cls.predictions.decoder.weight", ("out.weight",), False
 
-# %% ../nbs/11_transformer.ipynb #b5db266b6b
+# %% ../nbs/11_transformer.ipynb #06c5e1fb4a
 def _read_llama(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, pretraining_tp=1)
     ropes = [d.get(name) or {} for name in ("rope_scaling", "rope_parameters")]  # older files, and newer ones, which keep the base there, too
@@ -559,7 +559,7 @@ def _read_llama(d: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         _get(d, "vocab_size"), _get(d, "hidden_size"), _get(d, "num_hidden_layers"), heads, d.get("num_key_value_heads") or heads, d.get("head_dim"), _get(d, "intermediate_size"),
         context_length=d.get("max_position_embeddings", 2048), norm="rms", activation=act[bend], positions="rotary", rotary_base=float(rope.get("rope_theta") or d.get("rope_theta") or 10_000.),
-        bias=d.get("attention_bias", False), mlp_bias=d.get("mlp_bias", False), tie=d.get("tie_word_embeddings", False), dropout=d.get("attention_dropout", 0.), norm_eps=d.get("rms_norm_eps", 1e-6),
+        bias=d.get("attention_bias", False), mlp_bias=d.get("mlp_bias", False), tie=d.get("tie_word_embeddings", False), dropout=d.get("attention_dropout", 0.), norm_eps=d.get("rms_norm_eps", 1e-6),  # their dropout is of attention's weights only
     )  # fmt: skip
 
 
