@@ -346,7 +346,7 @@ def test_with_a_cache_as_without(kind, variant, pieces):
         whole, cache, parts = model(x, segments=some, **more), SlowCache(model.config.layers), []
         for piece, tokens in zip(x.split(pieces, 1), (x if some is None else some).split(pieces, 1)):
             parts.append(model(piece, segments=None if some is None else tokens, cache=cache, **more))
-            first = cache.cross[0] if len(parts) == 1 else first
+            if len(parts) == 1: first = cache.cross[0]
         there = segments > 0 if some is not None else torch.ones_like(x, dtype=torch.bool)
         close(torch.cat(parts, 1)[there], whole[there], 1e-4)
         assert kind == "decoder" or (all(kv is not None for kv in cache.cross) and cache.cross[0] is first)  # made once, and used again
