@@ -131,7 +131,7 @@ def attention_weights(
     k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     return _softmax(q @ k.mT * (q.shape[-1] ** -.5 if scale is None else scale), _allowed(mask, causal, q, k))
 
-# %% ../nbs/10_attention.ipynb #c6b1180350
+# %% ../nbs/10_attention.ipynb #d8092950ea
 _GROUPS = "enable_gqa" in (F.scaled_dot_product_attention.__doc__ or "")  # from PyTorch 2.5 on the kernel shares keys between heads by itself
 
 
@@ -152,6 +152,9 @@ def attention(
     Raises AttentionError where shapes, dtypes or the mask do not fit.
     """
     _check(q, k, v)
+    if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad and k.shape[2] <= 512:  # this kernel's way back is slow there for short rows
+        with torch.autocast("cpu", enabled=False):
+            return attention(q.float(), k.float(), v.float(), mask, causal=causal, scale=scale, dropout=dropout).bfloat16()
     options = {"scale": scale, "dropout_p": dropout}
     (B, H, T, _), (H_kv, S) = q.shape, k.shape[1:3]
     whole = causal and mask is None and T == S > 1

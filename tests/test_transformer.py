@@ -244,6 +244,18 @@ def test_presets(name):
     assert preset(name, 1000, dropout=.1, layers=1) == replace(config, dropout=.1, layers=1)
 
 
+def test_the_sizes_of_well_known_models():
+    t = pytest.importorskip("transformers")
+    llama = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": False}
+    with torch.device("meta"):
+        for theirs, ours in (
+            (t.GPT2LMHeadModel(t.GPT2Config()), TransformerConfig(50257, 768, 12, 12, context_length=1024)),
+            (t.BertForMaskedLM(t.BertConfig()), TransformerConfig(30522, 768, 12, 12, kind="encoder", context_length=512, types=2, norm_first=False, embed_norm=True, head="bert")),
+            (t.LlamaForCausalLM(t.LlamaConfig()), TransformerConfig(32000, 4096, 32, 32, d_ff=11008, **llama)),
+        ):  # fmt: skip
+            assert theirs.num_parameters() == count_parameters(ours)
+
+
 @pytest.mark.parametrize("norm_first", (True, False))
 @pytest.mark.parametrize("today", (True, False))
 @pytest.mark.parametrize("d_model", (32, 128, 512))
@@ -346,9 +358,10 @@ def test_with_a_cache_as_without(kind, variant, pieces):
         whole, cache, parts = model(x, segments=some, **more), SlowCache(model.config.layers), []
         for piece, tokens in zip(x.split(pieces, 1), (x if some is None else some).split(pieces, 1)):
             parts.append(model(piece, segments=None if some is None else tokens, cache=cache, **more))
+            if len(parts) == 1: first = cache.cross[0]
         there = segments > 0 if some is not None else torch.ones_like(x, dtype=torch.bool)
         close(torch.cat(parts, 1)[there], whole[there], 1e-4)
-        assert kind == "decoder" or all(kv is not None for kv in cache.cross)
+        assert kind == "decoder" or (all(kv is not None for kv in cache.cross) and cache.cross[0] is first)  # made once, and used again
 
 
 @torch.no_grad()
@@ -514,6 +527,22 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_a_matrix_that_is_no_longer_tied_is_not_lost(tmp_path):
+    model = make()
+    model.out.weight = nn.Parameter(model.out.weight.detach() * 2)
+    with pytest.raises(TransformerError, match="two matrices"): save_pretrained(model, tmp_path / "x")
+    model.config = replace(model.config, tie=False)
+    save_pretrained(model, tmp_path / "x", "llama")
+    assert torch.equal(load_pretrained(tmp_path / "x")(ids(1, 5)), model(ids(1, 5)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_saved_as_itself(tmp_path):
+    model = make()
+    save_pretrained(torch.compile(model, backend="eager"), tmp_path)  # never called, so nothing is compiled
+    assert torch.equal(load_pretrained(tmp_path)(ids(1, 5)), model(ids(1, 5)))
+
+
 def test_precision_of_files(tmp_path):
     model = make().bfloat16()
     save_pretrained(model, tmp_path, "llama")
@@ -563,6 +592,8 @@ def broken(folder, tensors) -> dict[str, object]:
         "heads=5 does not divide": lambda: edit(folder, num_attention_heads=5, num_key_value_heads=5, head_dim=None),
         "must be a whole number": lambda: edit(folder, hidden_size="wide"),
         "a field of the wrong type": lambda: edit(folder, attention_dropout="much"),
+        "a field of the wrong type: unsupported operand": lambda: edit(folder, rope_scaling="linear"),
+        "a field of the wrong type: could not convert": lambda: edit(folder, rope_parameters={"rope_theta": "far"}),
         "is torn, or no safetensors file": lambda: weights.write_bytes(weights.read_bytes()[:-100]),
         "torn, or no safetensors": lambda: weights.write_bytes(b"nothing"),
         "has no model.safetensors": weights.unlink,
@@ -595,7 +626,7 @@ def test_a_folder_that_is_none(tmp_path):
 
 
 CANNOT = [
-    ("gpt2", {"kind": "encoder-decoder"}, "kind="), ("gpt2", {"norm": "rms"}, "norm="), ("gpt2", {"norm_first": False}, "norm_first="), ("gpt2", {"positions": "rotary"}, "positions="),
+    ("gpt2", {"kind": "encoder-decoder"}, "kind="), ("gpt2", {"norm": "rms"}, "norm="), ("gpt2", {"activation": "swiglu", "d_ff": 40}, "activation="), ("gpt2", {"norm_first": False}, "norm_first="), ("gpt2", {"positions": "rotary"}, "positions="),
     ("gpt2", {"kv_heads": 2}, "kv_heads="), ("gpt2", {"d_head": 4}, "d_head="), ("gpt2", {"bias": False}, "bias="), ("gpt2", {"mlp_bias": False}, "mlp_bias="), ("gpt2", {"window": 3}, "window="),
     ("gpt2", {"types": 1}, "types="), ("gpt2", {"embed_norm": True}, "embed_norm="), ("gpt2", {"head": "bert"}, "head="), ("gpt2", {"residual": False}, "residual="),
     ("bert", {"kind": "decoder"}, "kind="), ("bert", {"norm_first": True}, "norm_first="), ("bert", {"types": 0}, "types="), ("bert", {"head": "linear"}, "head="),
@@ -707,6 +738,9 @@ def test_our_models_are_theirs(name, tmp_path):
     other, info = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     close(other.eval()(ids(2, 9)).logits, model(ids(2, 9)), 1e-4)
+    if name == "llama":  # older readers look in one place for the base of the rotation, newer ones in another
+        described = json.loads((tmp_path / "config.json").read_text())
+        assert described["rope_theta"] == described["rope_parameters"]["rope_theta"] == model.config.rotary_base
 
 
 @torch.no_grad()
