@@ -163,6 +163,21 @@ def speed(text: Text, args: argparse.Namespace) -> dict[str, Any]:
         theirs.save_pretrained(folder)
         ours = load_pretrained(folder)
     assert torch.allclose(ours(torch.arange(60)[None]), theirs.eval()(torch.arange(60)[None]).logits, atol=1e-4)
+    prompt, new = text.valid[:8].tolist(), 48
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 8:].tolist()
+    settings = SamplingConfig(max_new_tokens=new, temperature=0)
+    assert generate(ours, prompt, settings)[0] == expected  # the same tokens
+    writers = {"GPT2LMHeadModel.generate": lambda: theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False, pad_token_id=0), "lmbook.generation.generate": lambda: generate(ours, prompt, settings)}
+    times = {name: [] for name in writers}
+    for round in range(args.rounds + 1):
+        for name, write in writers.items():
+            start = time.perf_counter()
+            for _ in range(4): write()
+            if round: times[name].append((time.perf_counter() - start) / 4)
+    base = "GPT2LMHeadModel.generate"
+    writing = {name: {"tokens_per_s": new / statistics.median(t), "ratio": statistics.median(b / a for a, b in zip(t, times[base]))} for name, t in times.items()}
+    for name, row in writing.items(): print(f"{name:42}{row['tokens_per_s']:10,.0f} tokens/s   {row['ratio']:.2f}")
+
     batch = next(iter(TokenStream(text.train, 12, 64)))
     makers = {"torch's default": lambda m: torch.optim.AdamW(m.parameters(), 1e-3), "fused": lambda m: torch.optim.AdamW(m.parameters(), 1e-3, fused=True)}
 
@@ -197,21 +212,6 @@ def speed(text: Text, args: argparse.Namespace) -> dict[str, Any]:
     training = {name: {"tokens_per_s": batch.ids.numel() / statistics.median(t), "ratio": statistics.median(b / a for a, b in zip(t, times[base]))} for name, t in times.items()}
     for name, row in training.items(): print(f"{name:42}{row['tokens_per_s']:10,.0f} tokens/s   {row['ratio']:.2f}")
 
-    prompt, new = text.valid[:8].tolist(), 48
-    theirs.eval(), ours.eval()
-    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False, pad_token_id=0)[0, 8:].tolist()
-    settings = SamplingConfig(max_new_tokens=new, temperature=0)
-    assert generate(ours, prompt, settings)[0] == expected  # the same tokens
-    writers = {"GPT2LMHeadModel.generate": lambda: theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False, pad_token_id=0), "lmbook.generation.generate": lambda: generate(ours, prompt, settings)}
-    times = {name: [] for name in writers}
-    for round in range(args.rounds + 1):
-        for name, write in writers.items():
-            start = time.perf_counter()
-            for _ in range(4): write()
-            if round: times[name].append((time.perf_counter() - start) / 4)
-    base = "GPT2LMHeadModel.generate"
-    writing = {name: {"tokens_per_s": new / statistics.median(t), "ratio": statistics.median(b / a for a, b in zip(t, times[base]))} for name, t in times.items()}
-    for name, row in writing.items(): print(f"{name:42}{row['tokens_per_s']:10,.0f} tokens/s   {row['ratio']:.2f}")
     return {"rounds": args.rounds, "batch": [12, 64], "training": training, "greedy, batch of 1": writing}
 
 
