@@ -8,7 +8,7 @@ speed: tokens a second of one training step (forward, loss, backward; no optimiz
 same weights, two threads; the two take turns, the ratio is the median of the rounds. world: Small World English, 3,000 stories three times, a Transformer and an LSTM of
 equally many parameters, three seeds, and the best n-gram of the same stories: nats a word above the floor on 200 other stories. ablate: 500 stories, six times, one thing
 changed at a time, two blocks, three seeds; every variant has about the parameters of the base; a table of
-positions and a second matrix of words come on top. tatoeba: real sentence pairs, English words to
+positions comes on top. tatoeba: real sentence pairs, English words to
 Chinese characters, split by their English side as in benchmarks/seq2seq.py; chrF of NLTK on characters.
 """
 
@@ -39,7 +39,7 @@ from lmbook.transformer import Transformer, TransformerConfig, count_parameters,
 
 RESULTS = Path(__file__).parent / "results" / "transformer.json"
 SEEDS = (0, 1, 2)
-TODAY = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False}
+TODAY = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": False}
 DRY = False
 
 
@@ -55,7 +55,7 @@ def speed(_: Path | None) -> dict:
     torch.set_num_threads(2)
     out, rounds = {}, 2 if DRY else 7
     shapes = {"small, 8 x 128": ((256, 4, 4, 256), 8, 128), "wide, 2 x 512": ((512, 4, 8, 512), 2, 512)}
-    kinds = {"gpt2": {"activation": "gelu_tanh"}, "llama": {**TODAY, "tie": False}}
+    kinds = {"gpt2": {"activation": "gelu_tanh"}, "llama": TODAY}
     for shape, ((d, layers, heads, context), B, T) in shapes.items():
         for layout, parts in kinds.items():
             torch.manual_seed(0)
@@ -115,13 +115,14 @@ class Stories:
 
 def world(_: Path | None) -> dict:
     data = Stories(300 if DRY else 3000)
-    config = TransformerConfig(data.V, 64, 2, 4, d_ff=134, context_length=256, **TODAY)
+    free = TransformerConfig(data.V, 64, 2, 4, d_ff=83, context_length=256, **TODAY)
+    tied = replace(free, tie=True, d_ff=134)
     lstm = lambda: RecurrentLM(RecurrentLMConfig(data.V, 96, 96))  # noqa: E731
     out: dict = {"stories": len(data.rows), "tokens": sum(map(len, data.rows)), "epochs": 3}
     counted = {order: NGram.fit(data.rows, data.V, NGramConfig(order)) for order in range(4, 9)}
     best = min(counted, key=lambda order: data.excess(counted[order]))
     out[f"{best}-gram"] = {"excess": data.excess(counted[best]), "far": data.far(counted[best])}
-    for name, make, lr in (("LSTM", lstm, .01), ("Transformer", lambda: Transformer(config), .008)):
+    for name, make, lr in (("LSTM", lstm, .01), ("Transformer", lambda: Transformer(free), .008), ("Transformer, tied", lambda: Transformer(tied), .008)):
         runs = []
         for seed in SEEDS[: 1 if DRY else 3]:
             model = data.trained(make, seed, 3, lr)
@@ -134,11 +135,12 @@ def world(_: Path | None) -> dict:
 
 def variants(V: int) -> tuple[TransformerConfig, dict[str, dict]]:
     "What is changed, one thing at a time. Where that changes the number of parameters the width of the MLP makes up for it."
-    base = TransformerConfig(V, 48, 2, 3, d_ff=68, context_length=256, **TODAY)
+    base = TransformerConfig(V, 44, 2, 2, d_ff=40, context_length=256, **TODAY)
     changes = {
-        "LayerNorm": {"norm": "layer"}, "post-norm": {"norm_first": False}, "no norm": {"norm": "none"}, "no residual": {"residual": False}, "learned positions": {"positions": "learned"},
-        "sinusoidal positions": {"positions": "sinusoidal"}, "ALiBi": {"positions": "alibi"}, "no positions": {"positions": "none"}, "GELU": {"activation": "gelu", "d_ff": 102},
-        "one block, wide": {"layers": 1, "d_ff": 200}, "four blocks, narrow": {"layers": 4, "d_model": 36, "d_ff": 48}, "one key head": {"kv_heads": 1, "d_ff": 89}, "not tied": {"tie": False},
+        "tied": {"tie": True, "d_model": 48, "heads": 3, "d_ff": 68}, "LayerNorm": {"norm": "layer"}, "norm last": {"norm_first": False}, "no norm": {"norm": "none"},
+        "no residual": {"residual": False}, "learned positions": {"positions": "learned"}, "sinusoidal positions": {"positions": "sinusoidal"}, "ALiBi": {"positions": "alibi"},
+        "no positions": {"positions": "none"}, "GELU": {"activation": "gelu", "d_ff": 60}, "one block, wide": {"layers": 1, "d_ff": 139},
+        "four blocks, narrow": {"layers": 4, "d_model": 32, "d_ff": 44}, "one key head": {"kv_heads": 1, "d_ff": 55}, "hardly an MLP": {"d_ff": 1, "d_head": 36},
     }  # fmt: skip
     return base, changes
 
