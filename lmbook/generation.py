@@ -8,7 +8,7 @@ __all__ = ['ON_FULL', 'GenerationError', 'SamplingConfig', 'keep_top_k', 'keep_t
            'generate_text', 'RegexMachine', 'ByteMachine', 'ByteConstraint', 'regex_constraint', 'JsonMachine',
            'Speculation', 'speculative', 'unmask']
 
-# %% ../nbs/13_generation.ipynb #1888a31ba7
+# %% ../nbs/13_generation.ipynb #000affc1f2
 import codecs
 import inspect
 import math
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attention
 from .tokenization import REPLACEMENT
 from .transformer import Transformer
 
@@ -279,7 +280,7 @@ class KVCache:
         "Memory that the keys and values take, room kept in advance included."
         return sum(x.numel() * x.element_size() for layer in self._layers if layer.k is not None for x in (layer.k, layer.v))
 
-# %% ../nbs/13_generation.ipynb #7a54f08fa6
+# %% ../nbs/13_generation.ipynb #025d15d5a7
 def _scores(out: Any) -> Tensor: # (B, T, V)
     "The logits of whatever a model returns."
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
@@ -302,7 +303,7 @@ def _by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
 
 
 class _ShortCut:
-    """One more token through a plain decoder: its operations, without the modules around them.
+    """A few more tokens through a plain decoder: its operations, without the modules around them.
 
     For small models Python's work on modules takes longer than the arithmetic. `fits` says whether a model is of the common kind; others take the long way,
     and so do padded batches. The results are those of the model.
@@ -337,21 +338,23 @@ class _ShortCut:
     def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return torch.rms_norm(x, self.shape, weight, self.eps) if self.rms else torch.layer_norm(x, self.shape, weight, bias, self.eps)
 
-    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: # (B, 1) to (B, 1, V)
-        B, H, K, d = len(ids), self.heads, self.kv, self.d
-        _, places = cache.extend(B, 1, None, ids.device)
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: # (B, T) to (B, T, V)
+        (B, T), H, K, d = ids.shape, self.heads, self.kv, self.d
+        _, places = cache.extend(B, T, None, ids.device)
         x = torch.embedding(self.tokens, ids)
         if self.table is not None: x = x + torch.embedding(self.table, places)
         if self.turns is not None: cos, sin = self.turns[0][places], self.turns[1][places]
         for i, (norm1, query, key, value, out, norm2, up, gate, down, act) in enumerate(self.blocks):
             h = self._norm(x, *norm1)
-            q, k, v = F.linear(h, *query).view(B, H, 1, d), F.linear(h, *key).view(B, K, 1, d), F.linear(h, *value).view(B, K, 1, d)
+            q, k, v = F.linear(h, *query).view(B, T, H, d), F.linear(h, *key).view(B, T, K, d), F.linear(h, *value).view(B, T, K, d)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             if self.turns is not None:
                 q = torch.addcmul(q * cos, q.roll(d // 2, -1), sin)
                 k = torch.addcmul(k * cos, k.roll(d // 2, -1), sin)
             k, v = cache[i].append(k, v)
-            found = F.scaled_dot_product_attention(q.view(B, K, H // K, d), k, v)  # queries that share keys go in together
-            x = x + F.linear(found.reshape(B, 1, H * d), *out)
+            if T == 1: found = F.scaled_dot_product_attention(q.reshape(B, K, H // K, d), k, v)  # queries that share keys go in together
+            else: found = attention(q, k, v, causal=True).transpose(1, 2)
+            x = x + F.linear(found.reshape(B, T, H * d), *out)
             h = self._norm(x, *norm2)
             x = x + F.linear(act(F.linear(h, *up)) if gate[0] is None else act(F.linear(h, *gate)) * F.linear(h, *up), *down)
         return F.linear(self._norm(x, *self.last), self.out)
@@ -382,7 +385,7 @@ class _Cached:
         return self.model.score(self.model.hidden(ids, segments=segments, cache=self.cache, **self.given)[:, -1])  # one place of the prompt is asked
 
     def read(self, ids: Tensor) -> Tensor: # (B, T, V)
-        if self.short is not None and ids.shape[1] == 1 and self.cache.tokens is None: return self.short(ids, self.cache)
+        if self.short is not None and self.cache.tokens is None: return self.short(ids, self.cache)
         return self.model(ids, cache=self.cache, **self.given)
 
     def select(self, rows: Tensor) -> None:
