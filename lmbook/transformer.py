@@ -584,7 +584,7 @@ def _names_llama(c: TransformerConfig) -> Names:
     yield "model.norm.weight", ("decoder.norm.weight",), False
     if not c.tie: yield "lm_head.weight", ("out.weight",), False
 
-# %% ../nbs/11_transformer.ipynb #07c737bbd8
+# %% ../nbs/11_transformer.ipynb #1cd1f3d497
 def _names_own(c: TransformerConfig) -> Names:
     with torch.device("meta"): names = list(Transformer(c).state_dict())
     for name in names:
@@ -638,6 +638,8 @@ def save_pretrained(
         ours, theirs = getattr(config, name), getattr(there, name)
         if ours != theirs: raise TransformerError(f"The layout {layout!r} cannot hold {name}={ours!r}: such a model always has {name}={theirs!r}. Save with layout='lmbook'.")
     state, tensors = model.state_dict(), {}
+    if config.tie and not torch.equal(state["out.weight"], state["embed.tokens.weight"]):
+        raise TransformerError("The configuration says tie=True, but out.weight and embed.tokens.weight are two matrices, and one of them would be lost. Set model.config to replace(model.config, tie=False).")
     for theirs, ours, turned in how.names(config):
         tensor = torch.cat([state[name] for name in ours]) if len(ours) > 1 else state[ours[0]]
         tensors[theirs] = (tensor.T if turned else tensor).detach().cpu().contiguous()
@@ -700,7 +702,8 @@ def load_pretrained(
     if (kind := data.get("model_type")) not in LAYOUTS: raise TransformerError(f"config.json is of a model of type {kind!r}. Known are: {', '.join(LAYOUTS)}.")
     how = LAYOUTS[kind]
     try: config = how.read(data)
-    except TypeError as error: raise TransformerError(f"{folder / 'config.json'} has a field of the wrong type: {error}.") from error
+    except TransformerError: raise
+    except (TypeError, ValueError, AttributeError) as error: raise TransformerError(f"{folder / 'config.json'} has a field of the wrong type: {error}.") from error
     with torch.device("meta"): model = Transformer(config)  # only the shapes: no memory, no random numbers
     shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     found = {_modern(name): tensor for name, tensor in _tensors(folder).items()}

@@ -244,6 +244,18 @@ def test_presets(name):
     assert preset(name, 1000, dropout=.1, layers=1) == replace(config, dropout=.1, layers=1)
 
 
+def test_the_sizes_of_well_known_models():
+    t = pytest.importorskip("transformers")
+    llama = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": False}
+    with torch.device("meta"):
+        for theirs, ours in (
+            (t.GPT2LMHeadModel(t.GPT2Config()), TransformerConfig(50257, 768, 12, 12, context_length=1024)),
+            (t.BertForMaskedLM(t.BertConfig()), TransformerConfig(30522, 768, 12, 12, kind="encoder", context_length=512, types=2, norm_first=False, embed_norm=True, head="bert")),
+            (t.LlamaForCausalLM(t.LlamaConfig()), TransformerConfig(32000, 4096, 32, 32, d_ff=11008, **llama)),
+        ):  # fmt: skip
+            assert theirs.num_parameters() == count_parameters(ours)
+
+
 @pytest.mark.parametrize("norm_first", (True, False))
 @pytest.mark.parametrize("today", (True, False))
 @pytest.mark.parametrize("d_model", (32, 128, 512))
@@ -346,7 +358,7 @@ def test_with_a_cache_as_without(kind, variant, pieces):
         whole, cache, parts = model(x, segments=some, **more), SlowCache(model.config.layers), []
         for piece, tokens in zip(x.split(pieces, 1), (x if some is None else some).split(pieces, 1)):
             parts.append(model(piece, segments=None if some is None else tokens, cache=cache, **more))
-            first = cache.cross[0] if len(parts) == 1 else first
+            if len(parts) == 1: first = cache.cross[0]
         there = segments > 0 if some is not None else torch.ones_like(x, dtype=torch.bool)
         close(torch.cat(parts, 1)[there], whole[there], 1e-4)
         assert kind == "decoder" or (all(kv is not None for kv in cache.cross) and cache.cross[0] is first)  # made once, and used again
@@ -515,6 +527,22 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert not list((tmp_path / "other").iterdir())
 
 
+def test_a_matrix_that_is_no_longer_tied_is_not_lost(tmp_path):
+    model = make()
+    model.out.weight = nn.Parameter(model.out.weight.detach() * 2)
+    with pytest.raises(TransformerError, match="two matrices"): save_pretrained(model, tmp_path / "x")
+    model.config = replace(model.config, tie=False)
+    save_pretrained(model, tmp_path / "x", "llama")
+    assert torch.equal(load_pretrained(tmp_path / "x")(ids(1, 5)), model(ids(1, 5)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_model_is_saved_as_itself(tmp_path):
+    model = make()
+    save_pretrained(torch.compile(model, backend="eager"), tmp_path)  # never called, so nothing is compiled
+    assert torch.equal(load_pretrained(tmp_path)(ids(1, 5)), model(ids(1, 5)))
+
+
 def test_precision_of_files(tmp_path):
     model = make().bfloat16()
     save_pretrained(model, tmp_path, "llama")
@@ -564,6 +592,8 @@ def broken(folder, tensors) -> dict[str, object]:
         "heads=5 does not divide": lambda: edit(folder, num_attention_heads=5, num_key_value_heads=5, head_dim=None),
         "must be a whole number": lambda: edit(folder, hidden_size="wide"),
         "a field of the wrong type": lambda: edit(folder, attention_dropout="much"),
+        "a field of the wrong type: unsupported operand": lambda: edit(folder, rope_scaling="linear"),
+        "a field of the wrong type: could not convert": lambda: edit(folder, rope_parameters={"rope_theta": "far"}),
         "is torn, or no safetensors file": lambda: weights.write_bytes(weights.read_bytes()[:-100]),
         "torn, or no safetensors": lambda: weights.write_bytes(b"nothing"),
         "has no model.safetensors": weights.unlink,
