@@ -8,7 +8,7 @@ __all__ = ['ON_FULL', 'GenerationError', 'SamplingConfig', 'keep_top_k', 'keep_t
            'generate_text', 'RegexMachine', 'ByteMachine', 'ByteConstraint', 'regex_constraint', 'JsonMachine',
            'Speculation', 'speculative', 'unmask']
 
-# %% ../nbs/13_generation.ipynb #5987884cd5
+# %% ../nbs/13_generation.ipynb #000affc1f2
 import codecs
 import inspect
 import math
@@ -20,9 +20,12 @@ from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import attention
 from .tokenization import REPLACEMENT
+from .transformer import Transformer
 
 # %% ../nbs/13_generation.ipynb #5982613e12
 class GenerationError(ValueError):
@@ -162,7 +165,7 @@ def draw(
         if "probability" not in str(error): raise
         raise GenerationError("There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0.") from error
 
-# %% ../nbs/13_generation.ipynb #57d0ddb7d8
+# %% ../nbs/13_generation.ipynb #98e8366660
 class _Layer:
     "The keys and values of one layer: an `lmbook.attention.Cache`. Where they go is the business of the KVCache."
 
@@ -174,9 +177,10 @@ class _Layer:
         cache = self.cache
         if self.k is None: self.k, self.v = (x.new_empty(*x.shape[:2], cache.capacity, x.shape[3]) for x in (k, v))
         begin, end, start = cache.begin, cache.end, cache.start
-        self.k[:, :, begin:end], self.v[:, :, begin:end] = k, v
+        self.k.narrow(2, begin, end - begin).copy_(k)
+        self.v.narrow(2, begin, end - begin).copy_(v)
         if self.last: cache.length, cache.counts = cache.first + end, cache.counts_after  # only now: a call that fails half-way has read nothing
-        return (k, v) if begin == start else (self.k[:, :, start:end], self.v[:, :, start:end])
+        return (k, v) if begin == start else (self.k.narrow(2, start, end - start), self.v.narrow(2, start, end - start))
 
 
 class KVCache:
@@ -276,7 +280,7 @@ class KVCache:
         "Memory that the keys and values take, room kept in advance included."
         return sum(x.numel() * x.element_size() for layer in self._layers if layer.k is not None for x in (layer.k, layer.v))
 
-# %% ../nbs/13_generation.ipynb #fb5685e4ca
+# %% ../nbs/13_generation.ipynb #025d15d5a7
 def _scores(out: Any) -> Tensor: # (B, T, V)
     "The logits of whatever a model returns."
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
@@ -298,6 +302,64 @@ def _by_length(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     for length in sorted(set(map(len, rows))): yield [b for b, row in enumerate(rows) if len(row) == length]
 
 
+class _ShortCut:
+    """A few more tokens through a plain decoder: its operations, without the modules around them.
+
+    For small models Python's work on modules takes longer than the arithmetic. `fits` says whether a model is of the common kind; others take the long way,
+    and so do padded batches. The results are those of the model.
+    """
+
+    def __init__(self, model: Transformer):
+        c, self.blocks = model.config, []
+        self.heads, self.kv, self.d = c.heads, c.attention.n_kv, c.attention.size
+        self.tokens, self.table = model.embed.tokens.weight, model.embed.positions.table.weight if c.positions == "learned" else None
+        self.shape, self.eps, self.rms, self.out = (c.d_model,), c.norm_eps, c.norm == "rms", model.out.weight
+
+        def pair(m: nn.Module | None) -> tuple: return (None, None) if m is None else (m.weight, getattr(m, "bias", None))
+
+        for b in model.decoder.blocks:
+            a = b.attention
+            maps = [pair(m) for m in (b.attention_norm, a.query, a.key, a.value, a.out, b.mlp_norm, b.mlp.up, b.mlp.gate, b.mlp.down)]
+            self.blocks.append((*maps, b.mlp.act.forward))
+        self.last = pair(model.decoder.norm)
+        if c.positions == "rotary":  # x cos + (x with its halves swapped) sin is the turn of `Rotary`, layout "half"
+            cos, sin = model.decoder.rotary.at(torch.arange(c.context_length, device=self.tokens.device))
+            self.turns = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        else: self.turns = None
+
+    @staticmethod
+    def fits(model: nn.Module) -> bool:
+        if type(model) is not Transformer: return False
+        c = model.config
+        plain = c.kind == "decoder" and c.norm_first and c.residual and c.norm != "none" and c.positions in ("learned", "rotary", "none") and c.window is None
+        plain = plain and c.types == 0 and not c.embed_norm and c.head == "linear" and model.out.weight.dtype == torch.float32
+        return plain and all(type(m).__module__.startswith(("lmbook.", "torch.nn.modules.")) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.rms_norm(x, self.shape, weight, self.eps) if self.rms else torch.layer_norm(x, self.shape, weight, bias, self.eps)
+
+    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: # (B, T) to (B, T, V)
+        (B, T), H, K, d = ids.shape, self.heads, self.kv, self.d
+        _, places = cache.extend(B, T, None, ids.device)
+        x = torch.embedding(self.tokens, ids)
+        if self.table is not None: x = x + torch.embedding(self.table, places)
+        if self.turns is not None: cos, sin = self.turns[0][places], self.turns[1][places]
+        for i, (norm1, query, key, value, out, norm2, up, gate, down, act) in enumerate(self.blocks):
+            h = self._norm(x, *norm1)
+            q, k, v = F.linear(h, *query).view(B, T, H, d), F.linear(h, *key).view(B, T, K, d), F.linear(h, *value).view(B, T, K, d)
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            if self.turns is not None:
+                q = torch.addcmul(q * cos, q.roll(d // 2, -1), sin)
+                k = torch.addcmul(k * cos, k.roll(d // 2, -1), sin)
+            k, v = cache[i].append(k, v)
+            if T == 1: found = F.scaled_dot_product_attention(q.reshape(B, K, H // K, d), k, v)  # queries that share keys go in together
+            else: found = attention(q, k, v, causal=True).transpose(1, 2)
+            x = x + F.linear(found.reshape(B, T, H * d), *out)
+            h = self._norm(x, *norm2)
+            x = x + F.linear(act(F.linear(h, *up)) if gate[0] is None else act(F.linear(h, *gate)) * F.linear(h, *up), *down)
+        return F.linear(self._norm(x, *self.last), self.out)
+
+
 class _Cached:
     "A model that takes a `KVCache`."
 
@@ -305,6 +367,7 @@ class _Cached:
         self.model, self.config, self.room = model, model.config, room
         self.limit: int | None = model.config.context_length
         self.device, self.given = next(model.parameters()).device, {}
+        self.short = _ShortCut(model) if _ShortCut.fits(model) else None
         kind = getattr(model.config, "kind", "decoder")
         if kind == "encoder": raise GenerationError("An encoder sees both sides of a place and has no next token. Give a decoder, or fill masked places with `unmask`.")
         if (kind == "encoder-decoder") != (source is not None):
@@ -321,7 +384,9 @@ class _Cached:
         if not hasattr(self.model, "score"): return self.model(ids, segments=segments, cache=self.cache, **self.given)[:, -1]
         return self.model.score(self.model.hidden(ids, segments=segments, cache=self.cache, **self.given)[:, -1])  # one place of the prompt is asked
 
-    def read(self, ids: Tensor) -> Tensor: return self.model(ids, cache=self.cache, **self.given)
+    def read(self, ids: Tensor) -> Tensor: # (B, T, V)
+        if self.short is not None and self.cache.tokens is None: return self.short(ids, self.cache)
+        return self.model(ids, cache=self.cache, **self.given)
 
     def select(self, rows: Tensor) -> None:
         self.cache.select(rows)

@@ -193,6 +193,41 @@ def test_a_batch_with_padding_is_each_row_alone(name):
     assert len({tuple(row) for row in together}) > 1
 
 
+@pytest.mark.parametrize("changes", [{}, {"positions": "rotary", "norm": "rms", "activation": "swiglu", "kv_heads": 2, "bias": False, "tie": True}, {"positions": "none", "kv_heads": 1, "mlp_bias": False},
+                                     {"d_head": 12, "activation": "geglu"}])  # fmt: skip
+def test_the_short_cut_is_the_model(changes):
+    from lmbook.generation import _Cached
+
+    model = transformer(12, **changes)
+    ids = torch.randint(V, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        reader = _Cached(model, None, 4)
+        assert reader.short is not None
+        got = [reader.start(ids[:, :5].tolist())[:, None], *(reader.read(ids[:, t : t + 1]) for t in range(5, 12)), reader.read(ids[:, 12:16]), reader.read(ids[:, 16:])]
+        torch.testing.assert_close(torch.cat(got, 1), model(ids)[:, 4:], atol=2e-5, rtol=1e-4)
+
+
+def test_the_short_cut_is_not_taken_where_it_would_be_wrong():
+    from lmbook.generation import _ShortCut
+
+    for changes in ({"norm_first": False}, {"positions": "alibi"}, {"window": 4}, {"head": "bert"}, {"kind": "encoder"}, {"residual": False}, {"norm": "none"}, {"embed_norm": True}, {"types": 2}):
+        assert not _ShortCut.fits(transformer(0, **changes)), changes
+    model = transformer()
+    assert _ShortCut.fits(model) and not _ShortCut.fits(transformer().double())
+    called = []
+    model.decoder.blocks[0].mlp.register_forward_hook(lambda *_: called.append(1))
+    generate(model, [1], SamplingConfig(max_new_tokens=5))
+    assert len(called) == 5
+
+    class Scaled(nn.Linear):  # as adapters do
+        def forward(self, x): return 2 * super().forward(x)
+
+    model = transformer()
+    model.decoder.blocks[1].mlp.up.__class__ = Scaled
+    assert not _ShortCut.fits(model)
+    assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12)
+
+
 def test_cross_attention_with_a_cache():
     model = transformer(3, kind="encoder-decoder", positions="sinusoidal")
     sources, prompts = [[1, 2, 3, 4, 5], [6, 7]], [[1, 5], [1]]
