@@ -148,7 +148,7 @@ def guesses(rounds: int, texts: int) -> dict:
         Trainer(made, Examples(rows, tokens=2000, sort=20), TrainConfig(epochs=1, lr=lr, warmup=20, device="cpu")).fit()
         return made.eval()
 
-    large, draft = learn(2e-3, d_model=256, layers=8, heads=8), learn(1e-2, d_model=48, layers=1, heads=2)
+    large, draft = learn(3e-3, d_model=128, layers=8, heads=4), learn(1e-2, d_model=48, layers=1, heads=2)
     found = []
 
     def alone() -> None:

@@ -80,7 +80,7 @@ class SamplingConfig:
         "Whether earlier tokens change the scores."
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
-# %% ../nbs/13_generation.ipynb #fb0259489f
+# %% ../nbs/13_generation.ipynb #3eeaf14509
 def keep_top_k(
     logits: Tensor,  # (..., V)
     k: int,  # at least 1
@@ -114,7 +114,7 @@ def keep_typical(
     logits: Tensor,  # (..., V)
     p: float,  # in (0, 1]
 ) -> Tensor:
-    "Those whose surprise is nearest to the entropy, until they hold the probability p (Meister et al. 2023, eq. 9). The likeliest may be out."
+    "Those whose surprise is nearest to the entropy, until they hold the probability p (Meister et al. 2023). The likeliest may be out."
     if p >= 1: return logits
     log_p = logits.log_softmax(-1)
     probability = log_p.exp()
@@ -149,7 +149,7 @@ def penalise(
     counts: Tensor,  # (B, V): how often each stands in the new text
     config: SamplingConfig,
 ) -> Tensor: # (B, V)
-    "Scores after the penalties for what was said before: repetition (Keskar et al. 2019, eq. 4), then frequency and presence."
+    "Scores after the penalties for what was said before: repetition (Keskar et al. 2019; the case of negative scores as in `transformers`), then frequency and presence."
     r = config.repetition_penalty
     if r != 1: logits = torch.where(seen, torch.where(logits < 0, logits * r, logits / r), logits)
     return logits - config.frequency_penalty * counts - config.presence_penalty * (counts > 0)
