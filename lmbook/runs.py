@@ -7,7 +7,7 @@ __all__ = ['MANY', 'EPOCHS', 'DEFAULTS', 'JUDGED', 'RunError', 'RunConfig', 'rea
            'seconds_per_step', 'plan_steps', 'Run', 'load_run', 'muon_and_adamw', 'train_run', 'draw_curve',
            'write_card', 'main']
 
-# %% ../nbs/13_runs.ipynb #2c44a99d
+# %% ../nbs/13_runs.ipynb #b7843b008b
 import argparse
 import copy
 import difflib
@@ -35,7 +35,7 @@ from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, Tokenize
 from .training import TokenStream, TrainConfig, Trainer, best_device, latest, load_weights, next_token_loss, read_log, seed_everything, write_tokens
 from .transformer import PRESETS, Transformer, TransformerConfig, load_pretrained, preset, save_pretrained
 
-# %% ../nbs/13_runs.ipynb #bc36e04e
+# %% ../nbs/13_runs.ipynb #42c53a27a6
 class RunError(ValueError):
     "Something about a run, its folder or a command that the user can mend. The message says what is wrong and what to do about it."
 
@@ -80,7 +80,7 @@ def _no_setting(name: str, known: Sequence[str]) -> str:
     alike = difflib.get_close_matches(name, known, n=1)
     return f"There is no setting {name!r}. " + (f"Did you mean {alike[0]}?" if alike else f"There are: {', '.join(known)}.")
 
-# %% ../nbs/13_runs.ipynb #09d62e78
+# %% ../nbs/13_runs.ipynb #2ab4f129f5
 def read_texts(
     config: RunConfig,
     note: Callable[[str], Any] = lambda line: None,  # is told what is left out
@@ -100,7 +100,7 @@ def read_texts(
     if not texts: raise RunError(f"{', '.join(config.text)}: there is no text in it.")
     return texts
 
-# %% ../nbs/13_runs.ipynb #513433c3
+# %% ../nbs/13_runs.ipynb #7733138a09
 MANY = 20  # documents from which on whole ones are held out
 
 
@@ -123,7 +123,7 @@ def split_texts(
     kept, out = [t[:c] for t, c in zip(texts, cuts)], [t[c:] for t, c in zip(texts, cuts)]
     return [t for t in kept if t], [t for t in out if t.strip()]
 
-# %% ../nbs/13_runs.ipynb #41004514
+# %% ../nbs/13_runs.ipynb #83a21ac930
 def make_tokenizer(
     texts: Sequence[str],
     kind: str = "bpe",  # "bpe", "chars", "bytes", or a file or folder that holds a tokenizer
@@ -142,7 +142,7 @@ def make_tokenizer(
         except TokenizerError: continue  # so short a text has not so many pairs
     return ByteTokenizer()
 
-# %% ../nbs/13_runs.ipynb #bcbffc15
+# %% ../nbs/13_runs.ipynb #a1db406546
 def seconds_per_step(
     model: Transformer,
     stream: TokenStream,
@@ -181,7 +181,7 @@ def plan_steps(
     steps = int(config.minutes * 60 * 0.92 / took[dtype])  # the rest is for evaluations
     return {"steps": max(10, min(steps, EPOCHS * len(stream))), "dtype": dtype}
 
-# %% ../nbs/13_runs.ipynb #a564917e
+# %% ../nbs/13_runs.ipynb #5436fddb95
 @dataclass
 class Run:
     "A model with its tokenizer, as they come from a folder."
@@ -237,7 +237,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def _write_info(folder: Path, info: dict[str, Any]) -> None: write_whole(folder / "run.json", (json.dumps(info, indent=1, ensure_ascii=False) + "\n").encode())
 
-# %% ../nbs/13_runs.ipynb #ad72d423
+# %% ../nbs/13_runs.ipynb #144eb19a73
 DEFAULTS = {"optimizer": "muon", "lr": 0.02, "schedule": "linear", "weight_decay": 0.1, "keep": 1, "load_best": True}  # of training, unless the run says otherwise
 
 
@@ -339,7 +339,7 @@ def train_run(
     _write_info(folder, info)
     return run
 
-# %% ../nbs/13_runs.ipynb #7dd4d8ce
+# %% ../nbs/13_runs.ipynb #105095b383
 def draw_curve(folder: Path, info: dict[str, Any]) -> None:
     "The losses of a run as a picture, curve.png."
     from matplotlib.figure import Figure
@@ -401,7 +401,7 @@ The weights are a safetensors file, the tokenizer is a tokenizer.json. Whether t
 """
     write_whole(run.folder / "README.md", text.encode())
 
-# %% ../nbs/13_runs.ipynb #ae81f83a
+# %% ../nbs/13_runs.ipynb #bc7b6d2504
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lmbook", description="Make a language model of your own text, and use it. `lmbook COMMAND --help` tells more.")
     parser.add_argument("--version", action="version", version=f"lmbook {__version__}")
