@@ -280,7 +280,7 @@ class KVCache:
         "Memory that the keys and values take, room kept in advance included."
         return sum(x.numel() * x.element_size() for layer in self._layers if layer.k is not None for x in (layer.k, layer.v))
 
-# %% ../nbs/13_generation.ipynb #025d15d5a7
+# %% ../nbs/13_generation.ipynb #d3e8d6e518
 def _scores(out: Any) -> Tensor: # (B, T, V)
     "The logits of whatever a model returns."
     logits = out[0] if isinstance(out, tuple) else getattr(out, "logits", out)
@@ -317,10 +317,14 @@ class _ShortCut:
 
         def pair(m: nn.Module | None) -> tuple: return (None, None) if m is None else (m.weight, getattr(m, "bias", None))
 
+        def glued(*ms: nn.Module) -> tuple:  # maps of the same input as one
+            return torch.cat([m.weight for m in ms]), None if ms[0].bias is None else torch.cat([m.bias for m in ms])
+
+        self.split = self.heads * self.d, self.kv * self.d, self.kv * self.d
         for b in model.decoder.blocks:
-            a = b.attention
-            maps = [pair(m) for m in (b.attention_norm, a.query, a.key, a.value, a.out, b.mlp_norm, b.mlp.up, b.mlp.gate, b.mlp.down)]
-            self.blocks.append((*maps, b.mlp.act.forward))
+            a, gate = b.attention, b.mlp.gate
+            first = pair(b.mlp.up) if gate is None else glued(gate, b.mlp.up)
+            self.blocks.append((pair(b.attention_norm), glued(a.query, a.key, a.value), pair(a.out), pair(b.mlp_norm), first, gate is not None, pair(b.mlp.down), b.mlp.act.forward))
         self.last = pair(model.decoder.norm)
         if c.positions == "rotary":  # x cos + (x with its halves swapped) sin is the turn of `Rotary`, layout "half"
             cos, sin = model.decoder.rotary.at(torch.arange(c.context_length, device=self.tokens.device))
@@ -333,6 +337,7 @@ class _ShortCut:
         c = model.config
         plain = c.kind == "decoder" and c.norm_first and c.residual and c.norm != "none" and c.positions in ("learned", "rotary", "none") and c.window is None
         plain = plain and c.types == 0 and not c.embed_norm and c.head == "linear" and model.out.weight.dtype == torch.float32
+        plain = plain and sum(p.numel() for p in model.parameters()) < 30_000_000  # in larger ones the arithmetic takes the time, and glued maps the memory
         return plain and all(type(m).__module__.startswith(("lmbook.", "torch.nn.modules.")) and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
 
     def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -344,9 +349,9 @@ class _ShortCut:
         x = torch.embedding(self.tokens, ids)
         if self.table is not None: x = x + torch.embedding(self.table, places)
         if self.turns is not None: cos, sin = self.turns[0][places], self.turns[1][places]
-        for i, (norm1, query, key, value, out, norm2, up, gate, down, act) in enumerate(self.blocks):
-            h = self._norm(x, *norm1)
-            q, k, v = F.linear(h, *query).view(B, T, H, d), F.linear(h, *key).view(B, T, K, d), F.linear(h, *value).view(B, T, K, d)
+        for i, (norm1, qkv, out, norm2, first, gated, down, act) in enumerate(self.blocks):
+            q, k, v = F.linear(self._norm(x, *norm1), *qkv).split(self.split, -1)
+            q, k, v = q.view(B, T, H, d), k.view(B, T, K, d), v.view(B, T, K, d)
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
             if self.turns is not None:
                 q = torch.addcmul(q * cos, q.roll(d // 2, -1), sin)
@@ -355,8 +360,12 @@ class _ShortCut:
             if T == 1: found = F.scaled_dot_product_attention(q.reshape(B, K, H // K, d), k, v)  # queries that share keys go in together
             else: found = attention(q, k, v, causal=True).transpose(1, 2)
             x = x + F.linear(found.reshape(B, T, H * d), *out)
-            h = self._norm(x, *norm2)
-            x = x + F.linear(act(F.linear(h, *up)) if gate[0] is None else act(F.linear(h, *gate)) * F.linear(h, *up), *down)
+            h = F.linear(self._norm(x, *norm2), *first)
+            if gated:
+                gate, h = h.chunk(2, -1)
+                h = act(gate) * h
+            else: h = act(h)
+            x = x + F.linear(h, *down)
         return F.linear(self._norm(x, *self.last), self.out)
 
 
