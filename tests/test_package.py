@@ -9,6 +9,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import shutil
 import stat
 import subprocess
@@ -122,6 +123,13 @@ def test_the_wheel_requires_the_light_core_and_offers_the_extras(wheel: Path):
     assert all(r.specifier for r in rows if r.name != "lmbook"), "a requirement without a range"
     assert (info["Version"], info["Requires-Python"], info["License-Expression"]) == (settings_version(), ">=3.11", "Apache-2.0")
     assert "## Two commands" in info.get_payload()
+
+
+def test_the_wheel_brings_the_command(wheel: Path):
+    with zipfile.ZipFile(wheel) as f:
+        [name] = [n for n in f.namelist() if n.endswith(".dist-info/entry_points.txt")]
+        text = f.read(name).decode()
+    assert re.search(r"\[console_scripts\]\nlmbook = lmbook\.runs:main\n", text)
 
 
 def test_there_is_one_version(wheel: Path):
@@ -355,21 +363,30 @@ def library_example() -> str:
 
 def test_the_ten_lines_of_the_readme_run(tmp_path: Path):
     code = library_example()
-    assert sum(bool(line.strip()) for line in code.split("\n")) <= 10
-    out = python("-c", code, cwd=tmp_path, PYTHONIOENCODING="utf-8").splitlines()
-    assert len(out) == 5 and re.search(r"[一-龥]", out[1]) and out[2].endswith("on average") and "inf" not in out[2]
-    assert re.fullmatch(r"\d{5,6} words", out[3]) and len((tmp_path / "stories.txt").read_text(encoding="utf-8").splitlines()) == 1000
+    assert sum(bool(line.strip()) for line in code.split("\n")) <= 10 and "minutes=1" in code
+    out = python("-c", code.replace("minutes=1", "steps=5"), cwd=tmp_path, PYTHONIOENCODING="utf-8", TQDM_DISABLE="1").splitlines()
+    assert re.fullmatch(r"\d\.\d\d bits per byte; no model can go below 0\.\d\d", out[-1])
+    assert len((tmp_path / "stories.txt").read_text(encoding="utf-8").splitlines()) == 1000 and (tmp_path / "runs" / "stories" / "README.md").exists()
 
 
 def test_the_second_example_of_the_readme_trains_and_goes_on(tmp_path: Path):
     "With fewer steps; it reads the file that the first one writes, and the second call finds the run finished."
     first, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    python("-c", first, cwd=tmp_path, PYTHONIOENCODING="utf-8")
-    assert "steps=1000" in code and "eval_every=250" in code
-    short = code.replace("steps=1000", "steps=20").replace("eval_every=250", "eval_every=10")
+    python("-c", first.replace("minutes=1", "steps=1"), cwd=tmp_path, PYTHONIOENCODING="utf-8")
+    assert "steps=500" in code and "eval_every=250" in code
+    short = code.replace("steps=500", "steps=30").replace("eval_every=250", "eval_every=10")
     outputs = [python("-c", short, cwd=tmp_path, TQDM_DISABLE="1") for _ in range(2)]
-    assert outputs[0] == outputs[1] and re.fullmatch(r"\{'network': \d\.\d+, '5-gram': 0\.\d+\}\n", outputs[0])
-    assert (tmp_path / "run" / "step-000020" / "model.safetensors").exists()
+    assert outputs[0] == outputs[1] and re.fullmatch(r"\{'Transformer': \d\.\d+, '5-gram': 0\.\d+\}\n", outputs[0])
+    assert (tmp_path / "run" / "step-000030" / "model.safetensors").exists() and (tmp_path / "llama" / "config.json").exists()
+
+
+def test_every_line_of_the_command_in_the_readme_is_one(tmp_path: Path):
+    from lmbook.runs import _parser
+
+    [block] = re.findall(r"## A model of your own text\n\n```bash\n(.*?)```", README, re.DOTALL)
+    words = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
+    assert [w[:2] for w in words] == [["lmbook", c] for c in ("train", "generate", "evaluate", "tokenize")]
+    for line in words: _parser().parse_args(line[1:])
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
