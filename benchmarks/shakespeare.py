@@ -35,7 +35,7 @@ from lmbook.optimizers import clip_gradients
 from lmbook.runs import muon_and_adamw
 from lmbook.tokenization import CharTokenizer
 from lmbook.training import TokenStream, TrainConfig, Trainer, next_token_loss, seed_everything
-from lmbook.transformer import Transformer, TransformerConfig, load_pretrained, save_pretrained
+from lmbook.transformer import Transformer, TransformerConfig, load_pretrained
 
 RESULTS = Path(__file__).parent / "results" / "shakespeare.json"
 REFERENCE = {"nanoGPT, documented CPU run": {"loss": 1.886, "seconds": 188, "parameters": 0.80e6, "tokens": 1_536_000, "tokens_per_s": 14_000},

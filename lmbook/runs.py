@@ -7,7 +7,7 @@ __all__ = ['MANY', 'EPOCHS', 'DEFAULTS', 'JUDGED', 'RunError', 'RunConfig', 'rea
            'seconds_per_step', 'plan_steps', 'Run', 'load_run', 'muon_and_adamw', 'train_run', 'draw_curve',
            'write_card', 'main']
 
-# %% ../nbs/13_runs.ipynb #b7843b008b
+# %% ../nbs/13_runs.ipynb #cda2d13979
 import argparse
 import copy
 import difflib
@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from . import __version__
-from .corpora import CorpusError, read_corpus
+from .corpora import read_corpus
 from .generation import SamplingConfig, generate_text, regex_constraint, stream
 from .language_models import Evaluation, NGram, NGramConfig, evaluate
 from .optimizers import AdamW, Muon, Together
@@ -181,7 +181,7 @@ def plan_steps(
     steps = int(config.minutes * 60 * 0.92 / took[dtype])  # the rest is for evaluations
     return {"steps": max(10, min(steps, EPOCHS * len(stream))), "dtype": dtype}
 
-# %% ../nbs/13_runs.ipynb #5436fddb95
+# %% ../nbs/13_runs.ipynb #2d550a6fc2
 @dataclass
 class Run:
     "A model with its tokenizer, as they come from a folder."
@@ -191,13 +191,13 @@ class Run:
     tokenizer: Tokenizer
     info: dict[str, Any]  # what run.json says; empty for a model from elsewhere
 
-    def stream(self, prompt: str = "", config: SamplingConfig = SamplingConfig(), **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str = "", config: SamplingConfig | None = None, **options: Any) -> Iterator[str]:
         "Write, piece by piece: see lmbook.generation.stream."
-        return stream(self.model, self.tokenizer, prompt, config, **options)
+        return stream(self.model, self.tokenizer, prompt, config or SamplingConfig(), **options)
 
-    def write(self, prompt: str | Sequence[str] = "", config: SamplingConfig = SamplingConfig(), **options: Any) -> str | list[str]:
+    def write(self, prompt: str | Sequence[str] = "", config: SamplingConfig | None = None, **options: Any) -> str | list[str]:
         "The continuation of a prompt, or of several."
-        written = generate_text(self.model, self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, config, **options)
+        written = generate_text(self.model, self.tokenizer, [prompt] if isinstance(prompt, str) else prompt, config or SamplingConfig(), **options)
         return written[0] if isinstance(prompt, str) else written
 
     def evaluate(self, texts: Sequence[str]) -> Evaluation:

@@ -19,7 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmbook.generation import SamplingConfig
-from lmbook.runs import MANY, Run, RunConfig, RunError, load_run, main, make_tokenizer, plan_steps, read_texts, seconds_per_step, split_texts, train_run
+from lmbook.runs import (
+    MANY,
+    Run,
+    RunConfig,
+    RunError,
+    load_run,
+    main,
+    make_tokenizer,
+    plan_steps,
+    read_texts,
+    seconds_per_step,
+    split_texts,
+    train_run,
+)
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from lmbook.training import TokenStream, TrainConfig, TrainingError, latest, open_tokens, read_log
