@@ -80,7 +80,7 @@ def _no_setting(name: str, known: Sequence[str]) -> str:
     alike = difflib.get_close_matches(name, known, n=1)
     return f"There is no setting {name!r}. " + (f"Did you mean {alike[0]}?" if alike else f"There are: {', '.join(known)}.")
 
-# %% ../nbs/13_runs.ipynb #2ab4f129f5
+# %% ../nbs/13_runs.ipynb #c566686840
 def read_texts(
     config: RunConfig,
     note: Callable[[str], Any] = lambda line: None,  # is told what is left out
@@ -91,8 +91,10 @@ def read_texts(
     for source in config.text:
         options = {"by": config.by} if Path(source).exists() or Path(source).suffix else {"split": config.split}
         for record in read_corpus(source, text=config.column, **options):
-            texts.append(record["text"])
-            size += len(record["text"].encode())
+            text, left = record["text"], int(limit) - size
+            if (length := len(text.encode())) > left: text = text.encode()[:left].decode(errors="ignore")
+            if text: texts.append(text)
+            size += length
             if size > limit: break
         if size > limit:
             note(f"more than {config.megabytes:g} MB: the rest is not read (--megabytes)")
@@ -401,7 +403,7 @@ The weights are a safetensors file, the tokenizer is a tokenizer.json. Whether t
 """
     write_whole(run.folder / "README.md", text.encode())
 
-# %% ../nbs/13_runs.ipynb #bc7b6d2504
+# %% ../nbs/13_runs.ipynb #23d1b9f628
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lmbook", description="Make a language model of your own text, and use it. `lmbook COMMAND --help` tells more.")
     parser.add_argument("--version", action="version", version=f"lmbook {__version__}")
@@ -509,7 +511,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json: print(json.dumps(values))
     else:
         print(f"{score.documents:,} documents, {score.bytes:,} bytes, {score.tokens:,} tokens")
-        print(f"{score.bits_per_byte:.4f} bits per byte, {score.bits_per_character:.4f} per character; {score.loss:.4f} ± {score.standard_error:.4f} nats per token, perplexity {score.perplexity:.2f}")
+        error = f" ± {score.standard_error:.4f}" if score.documents > 1 else ""  # of one document nobody can tell how others would be
+        print(f"{score.bits_per_byte:.4f} bits per byte, {score.bits_per_character:.4f} per character; {score.loss:.4f}{error} nats per token, perplexity {score.perplexity:.2f}")
 
 
 def _tokenize(args: argparse.Namespace) -> None:
