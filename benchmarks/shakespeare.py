@@ -147,6 +147,17 @@ def step_seconds(text: Text, variants: dict[str, dict[str, Any]], rounds: int, s
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def in_turns(calls: dict[str, Callable[[], object]], rounds: int, times: int) -> dict[str, list[float]]:
+    "Seconds of a call in each round, in which all take turns; a first round is for warming up."
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(times): call()
+            seconds[name].append((time.perf_counter() - start) / times)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
 # ------------------------------------------------------------ the parts
 
 
@@ -169,12 +180,7 @@ def speed(text: Text, args: argparse.Namespace) -> dict[str, Any]:
     settings = SamplingConfig(max_new_tokens=new, temperature=0)
     assert generate(ours, prompt, settings)[0] == expected  # the same tokens
     writers = {"GPT2LMHeadModel.generate": lambda: theirs.generate(torch.tensor([prompt]), max_new_tokens=new, do_sample=False, pad_token_id=0), "lmbook.generation.generate": lambda: generate(ours, prompt, settings)}
-    times = {name: [] for name in writers}
-    for round in range(args.rounds + 1):
-        for name, write in writers.items():
-            start = time.perf_counter()
-            for _ in range(4): write()
-            if round: times[name].append((time.perf_counter() - start) / 4)
+    times = in_turns(writers, args.rounds, 4)
     base = "GPT2LMHeadModel.generate"
     writing = {name: {"tokens_per_s": new / statistics.median(t), "ratio": statistics.median(b / a for a, b in zip(t, times[base]))} for name, t in times.items()}
     for name, row in writing.items(): print(f"{name:42}{row['tokens_per_s']:10,.0f} tokens/s   {row['ratio']:.2f}")
@@ -204,12 +210,7 @@ def speed(text: Text, args: argparse.Namespace) -> dict[str, Any]:
 
     steps = {"GPT2LMHeadModel, float32": stepper(theirs, their_loss, "float32", "torch's default"), "GPT2LMHeadModel, bfloat16, fused AdamW": stepper(theirs, their_loss, "bfloat16", "fused"),
              "ours, float32, fused AdamW": stepper(ours, our_loss, "float32", "fused"), "ours, bfloat16, fused AdamW": stepper(ours, our_loss, "bfloat16", "fused")}
-    times = {name: [] for name in steps}
-    for round in range(args.rounds + 1):
-        for name, step in steps.items():
-            start = time.perf_counter()
-            for _ in range(15): step()
-            if round: times[name].append((time.perf_counter() - start) / 15)
+    times = in_turns(steps, args.rounds, 15)
     base = "GPT2LMHeadModel, float32"
     training = {name: {"tokens_per_s": batch.ids.numel() / statistics.median(t), "ratio": statistics.median(b / a for a, b in zip(t, times[base]))} for name, t in times.items()}
     for name, row in training.items(): print(f"{name:42}{row['tokens_per_s']:10,.0f} tokens/s   {row['ratio']:.2f}")

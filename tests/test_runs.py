@@ -133,7 +133,6 @@ def test_two_runs_of_one_seed_are_the_same_and_of_another_are_not(text: Path, fo
 def test_settings_reach_model_and_training(text: Path, tmp_path: Path, optimizer: str):
     run = train_run(config(text, model=SMALL | {"norm": "layer"}, train=CPU | {"lr": 1e-9, "warmup": 0, "weight_decay": 0.0, "optimizer": optimizer, "eval_every": 6}), tmp_path / "run")
     assert run.model.config.norm == "layer"
-    torch.manual_seed(0)
     assert [row["step"] for row in read_log(tmp_path / "run" / "log.jsonl") if "valid" in row] == [6, 12]
     assert max(row["lr"] for row in read_log(tmp_path / "run" / "log.jsonl") if "lr" in row) == pytest.approx(1e-9)
 
@@ -204,7 +203,8 @@ def test_chinese(tmp_path: Path):
     (tmp_path / "zh.txt").write_text("\n".join(stories), encoding="utf-8")
     run = train_run(config(tmp_path / "zh.txt", steps=5), tmp_path / "run")
     assert run.tokenizer.decode(run.tokenizer.encode(stories[0])) == stories[0]
-    assert "\ufffd" not in "".join(run.stream(stories[0][:3], SamplingConfig(max_new_tokens=1, temperature=0))) or True
+    settings = SamplingConfig(max_new_tokens=30, temperature=0)
+    assert "".join(run.stream(stories[0][:3], settings)) == run.write(stories[0][:3], settings)
     assert run.evaluate(stories[:3]).bytes == sum(len(s.encode()) for s in stories[:3])
 
 
