@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test docs run export lint clean
+.PHONY: help install lab test elsewhere docs run draft export lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -33,12 +33,19 @@ lab: $(STAMP) ## open JupyterLab on the first chapter
 test: $(STAMP) lint docs ## re-run and compare every cell, test the package, the claims and the site
 	$(PY) -m tools.notebooks check
 	$(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env nbs tests
+	$(PY) -m tools.elsewhere --part --jobs $(JOBS)
+
+elsewhere: $(STAMP) ## re-run all notebooks as other processors would compute them (an hour; make test runs a part)
+	$(PY) -m tools.elsewhere --jobs $(JOBS) $(NB)
 
 docs: $(STAMP) ## render the site into docs/_build/html (warnings are errors)
 	$(PY) -m docs.build
 
-run: export ## execute a notebook in a clean kernel and store its outputs: make run NB=nbs/01_corpora.ipynb (default: all)
-	$(PY) -m tools.notebooks run $(NB)
+run: export ## execute a notebook, store its outputs and how far they move: make run NB=nbs/01_corpora.ipynb (default: all)
+	$(PY) -m tools.notebooks run --jobs $(JOBS) $(NB)
+
+draft: export ## the same, once and without measuring: for the time of writing
+	$(PY) -m tools.notebooks run --draft --jobs $(JOBS) $(NB)
 
 export: $(STAMP) ## write lmbook/ from the notebooks
 	$(PY) -m tools.notebooks export

@@ -5,10 +5,8 @@
 # %% auto #0
 __all__ = ['VERDICTS', 'Claim', 'load_claims', 'Judgement', 'check_claim']
 
-# %% ../nbs/index.ipynb #1c651cf973
+# %% ../nbs/index.ipynb #ffc333b643
 import html
-import math
-import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -34,7 +32,7 @@ def load_claims() -> dict[str, Claim]:  # by id, in the order of the documents
     text = resources.files("lmbook.data").joinpath("claims.toml").read_text(encoding="utf-8")
     return {row["id"]: Claim(**row) for row in tomllib.loads(text)["claim"]}
 
-# %% ../nbs/index.ipynb #996e869c18
+# %% ../nbs/index.ipynb #f8ae1cc417
 VERDICTS = {"holds": "#2e7d32", "wrong": "#c62828", "cannot be checked here": "#8a6d00"}  # and the colour of each
 
 
@@ -59,18 +57,6 @@ class Judgement:
         )
 
 
-def _agree(a: str, b: str, rel: float) -> bool:
-    "Whether two findings have the same words and whole numbers, and other numbers that agree to `rel`."
-    number = r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
-
-    def close(x: str, y: str) -> bool:
-        whole = x.lstrip("-").isdigit() and y.lstrip("-").isdigit()
-        return x == y if whole else math.isclose(float(x), float(y), rel_tol=rel)
-
-    words_equal = re.split(number, a) == re.split(number, b)
-    return words_equal and all(map(close, re.findall(number, a), re.findall(number, b)))
-
-
 def check_claim(
     claim_id: str,  # for example "D3-13"
     *,
@@ -79,13 +65,13 @@ def check_claim(
     unchecked: bool | None = None,  # or one that shows why it cannot be checked here
     only_if: str = "",  # with `holds`: under which condition, as words that follow "holds if"
     finding: str,  # one or two sentences, with the numbers just computed
-    rel: float = 0.02,  # how far numbers with decimals may be from the ones on file; whole numbers must be equal
     claims: dict[str, Claim] | None = None,  # the list to check against; the book's own by default
 ) -> Judgement:  # shows itself as a box
     """Judge one claim of the five documents by a condition that was just computed.
 
     Exactly one of `holds`, `wrong` and `unchecked` is given (TypeError otherwise). Raises KeyError for an unknown id, and AssertionError
-    if the condition is false or if verdict or finding differ from the ones on file (the message says what the file would have to hold).
+    if the condition is false or if the verdict on file is another one (the message says what the file would have to hold). The finding is
+    not compared here: its numbers depend on the machine that computes them. The book's tests hold the stored one against the file.
     """
     claims = load_claims() if claims is None else claims
     if claim_id not in claims: raise KeyError(f"there is no claim {claim_id!r}; the list runs from {min(claims)} to {max(claims)}")
@@ -97,8 +83,8 @@ def check_claim(
         verdict = f"holds if {only_if}"
     assert condition, f"{claim_id}: the condition behind the verdict {verdict!r} is false"
     claim = claims[claim_id]
-    assert (claim.verdict, True) == (verdict, _agree(claim.finding, finding, rel)), (
-        f"{claim_id}: the list of claims says {claim.verdict!r} ({claim.finding!r}), this cell found otherwise. If the cell is right, "
+    assert claim.verdict == verdict, (
+        f"{claim_id}: the list of claims says {claim.verdict!r}, this cell found otherwise. If the cell is right, "
         f"let lmbook/data/claims.toml say:\nverdict = {verdict!r}\nfinding = {finding!r}"
     )
     return Judgement(claim, verdict, finding)

@@ -1,36 +1,44 @@
-"""A pytest plugin that makes nbval strict where the book needs it, and lenient only to the last digits of a number.
+"""A pytest plugin that makes nbval strict where the book needs it, and lenient only as far as a number was seen to move.
 
-nbval runs the cells and collects their outputs. Here we decide what counts as equal (tests/compare.py), and fail a cell that was never run,
-whose count is not its place, that stores or writes an error or a warning, or that skips or ignores without a check behind it. At the end
-stands a table: each notebook's cells, time and peak memory, and the share of the cells with output that were really compared.
+nbval runs the cells and collects their outputs. Here we decide what counts as equal (tools/compare.py, with the spreads that `make run`
+measured), and fail a cell that was never run, whose count is not its place, that stores or writes an error or a warning, or that skips or
+ignores without a check behind it; and a notebook whose spread is missing or was measured for something else. At the end stands a table:
+each notebook's cells, time and peak memory, and the share of the cells with output that were really compared.
+
+`--nbval-arithmetic NAME` lets the kernels compute as another processor would (tools/arithmetics.py); `make elsewhere` does it for several.
 
 Not seen by nbval: `clear_output` and updates of a display. A cell that uses them cannot be compared as it is.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty
 from unittest.mock import patch
 
+import nbformat
 import nbval.plugin
 import psutil
 import pytest
 from nbval.kernel import RunningKernel
 from nbval.plugin import IPyNbCell, IPyNbFile, NbCellError
 
-from tests.compare import Tolerance, compare_outputs
 from tests.pages import contains_check
-from tools.notebooks import KERNEL_ENV
+from tools.arithmetics import ALL, AS_STORED
+from tools.compare import Moved, Tolerance, compare_outputs
+from tools.spread import Spread
 
 MIB = 2**20
+NEAREST = 10  # numbers of a cell, and of a run, that a report names: those that used most of what they are allowed
+BUSY = 0.1  # a notebook that waited for a processor this share of its time was measured beside other work
 PROPERTY = "lmbook-cell"  # under which a cell's numbers travel in its report, from an xdist worker too
 
 
@@ -39,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--nbval-output-timeout", type=float, default=120, help="seconds to wait for an output (nbval waits 5)")
     group.addoption("--nbval-min-compared", type=float, default=85, help="least share of cells with output that are compared, in %%")
     group.addoption("--nbval-memory-limit", type=float, default=4096, help="most memory of a notebook's kernel and its children, in MiB")
+    group.addoption("--nbval-arithmetic", choices=ALL, default=AS_STORED.name, help="how the kernels compute (tools/arithmetics.py)")
+    group.addoption("--nbval-report", metavar="FILE", help="write what moved, and how far, into this file (JSON)")
     group.addoption("--nbval-time-budget", type=float, default=90, help="seconds per notebook (a warning; LMBOOK_BUDGET=strict: a failure)")
 
 
@@ -77,6 +87,15 @@ class BookKernel(RunningKernel):
             except Empty:
                 if not self.is_alive(): raise KernelDied("the kernel died while this cell ran (out of memory, perhaps)") from None
                 if time.monotonic() >= end: raise
+
+
+def waited(pid: int) -> float:
+    """Seconds for which a process (its first thread, in which cells run) was ready and had no processor; 0 where the system does not tell.
+
+    What other programs take from a notebook's time, or the notebook beside it: not its own slowness.
+    """
+    try: return int(Path(f"/proc/{pid}/schedstat").read_text(encoding="utf-8").split()[1]) / 1e9
+    except (OSError, IndexError, ValueError): return 0.0
 
 
 class PeakMemory:
@@ -123,8 +142,15 @@ class BookFile(IPyNbFile):
 
     memory: PeakMemory | None = None
     over_memory = False
+    spread: Spread | None = None
+    spread_problems: list[str]
 
     def collect(self) -> Iterator[BookCell]:
+        nb = nbformat.read(self.path, as_version=4)
+        try:
+            self.spread = Spread.load(self.path)
+            self.spread_problems = list(self.spread.problems(nb)) if self.spread else ["no spread was measured for this notebook: `make run` measures it"]
+        except (ValueError, KeyError, TypeError, AttributeError) as error: self.spread_problems = [f"the spread beside this notebook is none: {error}"]
         cells = [BookCell.from_parent(self, name=c.name, cell_num=c.cell_num, cell=c.cell, options=c.options) for c in super().collect()]
         written = [c for c in cells if c.cell.source.strip()]
         for place, (cell, after) in enumerate(zip(written, [*written[1:], None]), 1):
@@ -132,8 +158,8 @@ class BookFile(IPyNbFile):
         return iter(cells)
 
     def setup(self) -> None:
-        with patch.dict(os.environ, KERNEL_ENV), patch.object(nbval.plugin, "RunningKernel", BookKernel): super().setup()
-        pid = getattr(self.kernel.km.provisioner, "pid", None)  # None: a kernel that is no process of this machine
+        with patch.dict(os.environ, ALL[self.config.option.nbval_arithmetic].env()), patch.object(nbval.plugin, "RunningKernel", BookKernel): super().setup()
+        self.pid = pid = getattr(self.kernel.km.provisioner, "pid", None)  # None: a kernel that is no process of this machine
         self.memory = PeakMemory(pid) if pid else None
 
     def teardown(self) -> None:
@@ -153,10 +179,12 @@ class BookCell(IPyNbCell):
         self.coloured = self.config.option.color == "yes"  # nbval and IPython colour logs, too
         if not self.coloured: self.colors = nbval.plugin.nocolors
         self.marked_skip = self.options.pop("skip", False)  # else nbval would obey
+        self.moved: list[Moved] = []
 
     def stored_problems(self) -> Iterator[str]:
         "What is wrong with the cell as it is on disk."
         raises = self.options["check_exception"]
+        if self.place == 1: yield from self.parent.spread_problems  # said once; the cells are then compared as strictly as can be
         if self.place is not None and self.cell.execution_count is None: yield "this cell was never run (no execution count)"
         elif self.cell.execution_count != self.place:
             yield f"execution count {self.cell.execution_count}, should be {self.place}: run the notebook from top to bottom"
@@ -188,7 +216,9 @@ class BookCell(IPyNbCell):
         "Called by nbval, with streams merged; it prints `comparison_traceback`."
         try: tolerance = Tolerance.of(self.cell.source)
         except ValueError: tolerance = Tolerance()  # complained about above
-        self.comparison_traceback = compare_outputs(ref, test, tolerance)
+        spread = self.parent.spread
+        measured = spread.cells.get(self.cell.id, {}) if spread and not self.parent.spread_problems else {}
+        self.comparison_traceback = compare_outputs(ref, test, tolerance, measured, self.moved)
         return not self.comparison_traceback
 
     def runtest(self) -> None:
@@ -208,7 +238,10 @@ class BookCell(IPyNbCell):
     def _note(self, with_output: bool) -> None:
         check = bool(self.options["check"])
         row = {"with_output": with_output, "compared": with_output and check, "ignored": with_output and not check}
-        self.user_properties.append((PROPERTY, row | {"peak": self.parent.memory.read() if self.parent.memory else 0.0}))
+        row |= {"peak": self.parent.memory.read() if self.parent.memory else 0.0, "waited": waited(self.parent.pid) if self.parent.pid else 0.0}
+        far = sorted(self.moved, key=lambda m: -m.used)
+        row |= {"moved": len(far), "half": sum(m.used > 0.5 for m in far), "nearest": [asdict(m) | {"cell": self.cell.id} for m in far[:NEAREST]]}
+        self.user_properties.append((PROPERTY, row))
 
 
 @dataclass
@@ -220,7 +253,16 @@ class Row:
     compared: int = 0
     ignored: int = 0
     seconds: float = 0.0
+    waited: float = 0.0  # seconds of these without a processor
     peak: float = 0.0  # MiB
+    moved: int = 0  # numbers that were not as stored
+    half: int = 0  # of these, how many used more than half of what they are allowed
+    failed: int = 0  # cells
+
+    @property
+    def busy(self) -> bool:
+        "Whether it was measured beside other work."
+        return self.waited > BUSY * self.seconds
 
 
 class Totals:
@@ -228,6 +270,7 @@ class Totals:
 
     def __init__(self, config: pytest.Config):
         self.options, self.rows = config.option, dict[str, Row]()
+        self.nearest: list[dict] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = report.nodeid.split("::")[0]
@@ -235,10 +278,12 @@ class Totals:
         row = self.rows.setdefault(name, Row())
         row.seconds += report.duration  # start and end of the kernel included: they are the set-up and teardown of cells
         cell = dict(report.user_properties).get(PROPERTY)
+        row.failed += report.failed
         if report.when != "call" or cell is None: return
         row.run += 1
-        for key in ("with_output", "compared", "ignored"): setattr(row, key, getattr(row, key) + cell[key])
-        row.peak = max(row.peak, cell["peak"])
+        for key in ("with_output", "compared", "ignored", "moved", "half"): setattr(row, key, getattr(row, key) + cell[key])
+        row.peak, row.waited = max(row.peak, cell["peak"]), max(row.waited, cell["waited"])
+        self.nearest = sorted([*self.nearest, *({"notebook": name} | m for m in cell["nearest"])], key=lambda m: -m["used"])[:NEAREST]
 
     @property
     def share(self) -> float:
@@ -252,20 +297,27 @@ class Totals:
         if os.environ.get("LMBOOK_BUDGET") == "strict": yield from self.slow()
 
     def slow(self) -> Iterator[str]:
+        "The notebooks over their budget. What they waited for a processor is not theirs."
         budget = self.options.nbval_time_budget
         for name, row in self.rows.items():
-            if row.seconds > budget: yield f"{name} took {row.seconds:.0f} s, its budget is {budget:g} s"
+            own = row.seconds - row.waited
+            if own > budget: yield f"{name} took {own:.0f} s, its budget is {budget:g} s"
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.options.nbval_report:
+            data = {"notebooks": {name: asdict(row) for name, row in self.rows.items()}, "nearest": self.nearest}
+            Path(self.options.nbval_report).write_text(json.dumps(data), encoding="utf-8")
         if exitstatus == pytest.ExitCode.OK and any(self.failures()): session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter) -> None:
         if not self.rows: return
         write, wide = terminalreporter.write_line, max(map(len, self.rows))
         terminalreporter.write_sep("=", "notebooks")
-        write(f"{'':{wide}}  cells run  with output  compared  ignored  seconds  peak MiB")
+        write(f"{'':{wide}}  cells run  with output  compared  ignored  seconds    peak MiB  moved")
         for name, r in sorted(self.rows.items()):
-            write(f"{name:{wide}}  {r.run:9}  {r.with_output:11}  {r.compared:8}  {r.ignored:7}  {r.seconds:7.1f}  {r.peak:8.0f}")
+            counts = f"{r.run:9}  {r.with_output:11}  {r.compared:8}  {r.ignored:7}"
+            write(f"{name:{wide}}  {counts}  {r.seconds:7.1f}{' *' if r.busy else '  '}  {r.peak:8.0f}  {r.moved:5}")
+        if any(r.busy for r in self.rows.values()): write("* beside other work: for a tenth of this time or more its kernel had no processor")
         total = {k: sum(getattr(r, k) for r in self.rows.values()) for k in ("run", "with_output", "compared", "ignored")}
         write(
             f"notebooks {len(self.rows)}, cells run {total['run']}, cells with output {total['with_output']}, "

@@ -14,6 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from tests.pages import PREFACE, ROOT, Page, book, called, syntax
+from tools.notebooks import findings
 
 CLAIMS = tomllib.loads((ROOT / "lmbook/data/claims.toml").read_text(encoding="utf-8"))["claim"]
 PER_DOCUMENT = {"D1": 26, "D2": 23, "D3": 24, "D4": 14, "D5": 20}  # 107 in all
@@ -36,6 +37,7 @@ class Call:
     page: str  # the notebook's name
     headings: list[str]  # above it, outermost first
     shown: bool  # whether the cell was run and the claim's box is in its output
+    found: str  # the finding in that box
 
 
 def calls(page: Page) -> Iterator[Call]:
@@ -49,7 +51,7 @@ def calls(page: Page) -> Iterator[Call]:
             first = node.args[0] if node.args else next((k.value for k in node.keywords if k.arg == "claim_id"), None)
             claim = first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ast.unparse(node)[:60]
             shown = cell.execution_count is not None and any(claim in str(text) for text in outputs)
-            yield Call(claim, page.stem, headings, shown)
+            yield Call(claim, page.stem, headings, shown, findings(page.nb).get(claim, ""))
 
 
 def list_problems(claims: list[dict]) -> Iterator[str]:
@@ -86,6 +88,7 @@ def evidence_problems(claims: list[dict], pages: list[Page]) -> Iterator[str]:
         if notebook.removesuffix(".ipynb") != call.page: yield f"{name}: checked in {call.page}, the evidence says {notebook!r}"
         elif slug(heading) not in map(slug, call.headings): yield f"{name}: checked under {call.headings}, the evidence says {heading!r}"
         if not call.shown: yield f"{name}: the cell in {call.page} that checks it was not run, or does not show its box"
+        elif call.found != claim["finding"]: yield f"{name}: {call.page} found {call.found!r}, the list says {claim['finding']!r}: `make run` writes it"
 
 
 def summary(claims: list[dict] | None = None) -> str:
@@ -122,7 +125,7 @@ def small(verdict: str = "wrong", finding: str = "It is.", evidence: str = "01_o
     return [rows[0] | judged | more, *rows[1:]]
 
 
-def cell(source: str = CHECK, count: int | None = 1, box: str = "D1-01 wrong"):
+def cell(source: str = CHECK, count: int | None = 1, box: str = "D1-01 wrong\n  says:  It is not.\n  found: It is."):
     outputs = [new_output("execute_result", {"text/plain": box}, execution_count=1)] if box else []
     return new_code_cell(source, execution_count=count, outputs=outputs)
 
@@ -154,6 +157,7 @@ EVIDENCE: list[tuple[list[dict], Callable[[], list[Page]], str]] = [
     (small(), lambda: [chapter(cell(count=None))], "was not run"),
     (small(), lambda: [chapter(cell(box=""))], "does not show its box"),
     (small(), lambda: [chapter(cell(box="D1-02 wrong"))], "does not show its box"),
+    (small(finding="It is 0.12."), lambda: [chapter(cell(box="D1-01 wrong\n  says:  No.\n  found: It is 0.13."))], "01_one found 'It is 0.13.', the list says"),
     (small(), lambda: [chapter(cell(f"'''{CHECK}'''"))], "and 0 cells"),
     (small(verdict="", finding="", evidence=""), lambda: [chapter(cell())], "check_claim('D1-01') has no verdict on file"),
     (small(), lambda: [chapter(cell(), cell(CHECK.replace("D1-01", "D9-01")))], "check_claim('D9-01') has no verdict"),

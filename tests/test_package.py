@@ -510,12 +510,15 @@ def test_an_installation_that_failed_is_not_taken_for_one(project: Project):
 def test_each_command_calls_what_it_says(project: Project):
     project.make("install")
     assert project.make("lab") == ["-m jupyter lab nbs/00_tour.ipynb"]
-    assert project.make("run", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run nbs/01_corpora.ipynb"
+    assert project.make("run", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run --jobs 2 nbs/01_corpora.ipynb"
+    assert project.make("draft", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run --draft --jobs 2 nbs/01_corpora.ipynb"
+    assert project.make("elsewhere", "JOBS=1") == ["-m tools.elsewhere --jobs 1"]
     assert project.make("export") == ["-m tools.notebooks export"]
     calls = project.make("test")
     assert "-m tools.notebooks check" in calls and any(c.startswith("-m ruff check") for c in calls)
     assert project.make("docs")[0] in calls, "the site is part of the test"
-    assert re.fullmatch(r"-m pytest .*--dist loadfile .*--nbval .*nbs tests", calls[-1])
+    assert re.fullmatch(r"-m pytest .*--dist loadfile .*--nbval .*nbs tests", calls[-2])
+    assert calls[-1] == "-m tools.elsewhere --part --jobs 2", "a part of the book is computed as another processor would"
     project.make("test", fails="ruff", check=False)
     assert project.done.returncode
     (project.folder / "build").mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import random
 import struct
+import tomllib
 from pathlib import Path
 
 import nbformat
@@ -13,7 +14,9 @@ from nbclient.exceptions import CellExecutionError
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output, new_raw_cell
 
 import tools.notebooks
-from tools.notebooks import KERNEL_ENV, export, normalise, run, store
+from tools.arithmetics import KERNEL_ENV
+from tools.notebooks import Unsettled, export, normalise, record_findings, run, store
+from tools.spread import Spread, digest, place
 
 TITLE, REPEATED = "# Tiny\n\n> A chapter to be run.", "1 + 1"
 EXPORT, PIECES, BAR, FIGURE, SETTLED, TABLE, FOLDER = SOURCES = [
@@ -22,7 +25,7 @@ EXPORT, PIECES, BAR, FIGURE, SETTLED, TABLE, FOLDER = SOURCES = [
     "import sys, time\nfor i in range(4): print(i, flush=True); time.sleep(.05)\nprint('end')",
     "from tqdm import tqdm\nsum(x for x in tqdm(range(1000)))",
     "import matplotlib.pyplot as plt\nfig, ax = plt.subplots()\nax.plot([0, 1, 4, 9]); ax.set(xlabel='x', title='squares');",
-    "import os\nprint({'set', 'of', 'strings', 'in', 'some', 'order'}, os.environ['OMP_NUM_THREADS'])",
+    "import os\nprint({'set', 'of', 'strings', 'in', 'some', 'order'}, os.environ['PYTHONHASHSEED'])",
     "import pandas as pd\npd.DataFrame({'n': [1, 2]}, index=['a', 'b'])",
     "from pathlib import Path\nPath.cwd().name",
 ]
@@ -65,11 +68,11 @@ class Twice:
         self.path.parent.mkdir()
         nbformat.write(messy_notebook(1), self.path)
         nbformat.write(messy_notebook(2), other)
-        self.seconds = run(self.path)
-        self.first = self.path.read_bytes()
-        run(self.path)
-        self.second = self.path.read_bytes()
-        run(other)
+        stored = [list(run([self.path]))]
+        self.first, self.spread = self.path.read_bytes(), place(self.path).read_bytes()
+        stored += [list(run([self.path])), list(run([other]))]
+        assert stored == [[(self.path, [])], [(self.path, [])], [(other, [])]], "and nothing to be said about its numbers"
+        self.second, self.spread_again = self.path.read_bytes(), place(self.path).read_bytes()
         self.other = other.read_bytes()
         self.nb = nbformat.read(self.path, as_version=4)
 
@@ -79,7 +82,7 @@ def twice(tmp_path_factory: pytest.TempPathFactory) -> Twice: return Twice(tmp_p
 
 
 def test_running_again_leaves_the_bytes_as_they_were(twice: Twice):
-    assert twice.first == twice.second and twice.seconds > 0
+    assert twice.first == twice.second and twice.spread == twice.spread_again
     assert b"\r" not in twice.first and twice.first.endswith(b"}\n")
     twice.first.decode("utf-8")
 
@@ -151,7 +154,7 @@ def test_the_figure_is_stored(twice: Twice):
 
 def test_the_kernel_stands_in_the_notebooks_folder_and_hashes_alike(twice: Twice):
     assert cell_of(twice.nb, FOLDER).outputs[0].data["text/plain"] == "'nbs'"
-    assert cell_of(twice.nb, SETTLED).outputs[0].text.endswith(f" {KERNEL_ENV['OMP_NUM_THREADS']}\n")
+    assert cell_of(twice.nb, SETTLED).outputs[0].text.endswith(f" {KERNEL_ENV['PYTHONHASHSEED']}\n")
     assert KERNEL_ENV["PYTHONHASHSEED"].isdigit(), "a random hash seed prints sets in random order"
 
 
@@ -181,8 +184,95 @@ def test_a_cell_that_fails_stores_nothing(tmp_path: Path):
     kept = [new_output("stream", name="stdout", text="of an earlier run")]
     store(normalise(new_notebook(cells=[new_code_cell(source, outputs=kept, execution_count=7) for source in sources])), path)
     before = path.read_bytes()
-    with pytest.raises(CellExecutionError, match="this is wrong"): run(path)
+    with pytest.raises(CellExecutionError, match="this is wrong"): list(run([path]))
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+# What a machine with two threads makes of them stands for what another processor does. The first two are fine.
+THREADS = "import os\nthreads = int(os.environ['OMP_NUM_THREADS'])"
+MOVES, WHOLE, WORD, OUTPUTS, FAILS, WIDE = [
+    "print(f'{2 + threads / 100:.3f} and {3 + threads / 1000:.3f} of 7')",
+    "print(f'{100 + threads} steps')",
+    "print('the best is', 'ab'[threads - 1])",
+    "if threads == 2: print('more')",
+    "assert threads == 1, 'a last bit decides'",
+    "print(f'{threads - 1.95:.2f}')",
+]
+
+
+def page_of(folder: Path, *sources: str) -> Path:
+    path = folder / "nbs" / "page.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    store(normalise(new_notebook(cells=[new_code_cell(source) for source in (THREADS, *sources)])), path)
+    return path
+
+
+def test_how_far_numbers_move_is_kept_beside_the_notebook(tmp_path: Path):
+    path = page_of(tmp_path, MOVES, WHOLE)
+    [(_, notes)] = run([path])
+    spread, nb = Spread.load(path), nbformat.read(path, as_version=4)
+    moves, whole = (cell_of(nb, source).id for source in (MOVES, WHOLE))
+    assert spread == Spread(digest(nb), ["oldest", "AVX2", "two threads"], {moves: {"0 stdout": {0: 0.01, 1: 0.001}}, whole: {"0 stdout": {0: 1.0}}})
+    assert notes == [f"cell {whole}: whole numbers that moved: 101 ± 4"], "a writer should know"
+    assert not list(spread.problems(nb))
+
+
+def test_a_number_that_says_nothing_is_reported(tmp_path: Path):
+    [(_, [note])] = run([page_of(tmp_path, WIDE)])
+    assert "1 of 1 numbers may be half as large or half as large again: -0.95 ± 4" in note
+
+
+@pytest.mark.parametrize(
+    "source, says",
+    [(WORD, "the text differs"), (OUTPUTS, "unexpected output"), (FAILS, "under the arithmetic 'two threads'")],
+    ids=["a word", "an output", "an assert"],
+)
+def test_what_no_tolerance_covers_is_not_stored(tmp_path: Path, source: str, says: str):
+    path, good = page_of(tmp_path, source), tmp_path / "nbs" / "good.ipynb"
+    good.write_bytes(page_of(tmp_path / "nbs", MOVES).read_bytes())
+    before, stored = path.read_bytes(), []
+    with pytest.raises(Unsettled, match=says):
+        for page, _ in run([path, good]): stored.append(page)
+    assert path.read_bytes() == before and not place(path).exists()
+    assert stored == [good] and place(good).exists(), "and the others are"
+
+
+def test_a_draft_measures_nothing_and_lets_no_old_spread_stand(tmp_path: Path):
+    path = page_of(tmp_path, MOVES)
+    list(run([path]))
+    assert place(path).exists()
+    [(_, notes)] = run([path], measured=[])
+    assert not notes and not place(path).exists() and cell_of(nbformat.read(path, as_version=4), MOVES).outputs
+
+
+def test_a_spread_vouches_for_one_state_of_one_notebook(tmp_path: Path):
+    path = page_of(tmp_path, MOVES)
+    list(run([path]))
+    nb, spread = nbformat.read(path, as_version=4), Spread.load(path)
+    cell = cell_of(nb, MOVES)
+    shown = cell.outputs[0].text
+    cell.outputs[0].text = shown.replace("2.01", "2.02")
+    assert "other cells or outputs" in "".join(spread.problems(nb)), "an output was edited"
+    cell.outputs[0].text, cell.source = shown, cell.source + " "
+    assert "other cells or outputs" in "".join(spread.problems(nb)), "a cell was edited"
+    spread = Spread(digest(nb), spread.arithmetics, {})
+    assert cell.id in "".join(spread.problems(nb)), "a cell was left out"
+    place(path).write_text("{", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"\.spread/page\.json cannot be read"): Spread.load(path)
+
+
+BOX = "D1-02 wrong\n  says:  It does.\n  found: It takes 1.25 \"bits\", not 2."
+
+
+def test_the_list_of_claims_gets_the_findings_that_were_stored(tmp_path: Path):
+    claims, page = tmp_path / "claims.toml", tmp_path / "02_two.ipynb"
+    block = '[[claim]]\nid = "{}"\nfinding = "old"\nevidence = "{}#Heading"\n\n'
+    claims.write_text(block.format("D1-01", "02_two") + block.format("D1-02", "02_two") + block.format("D1-03", "03_three"), encoding="utf-8")
+    outputs = [new_output("execute_result", {"text/plain": text}, execution_count=1) for text in (BOX, BOX.replace("D1-02", "D1-03"))]
+    nbformat.write(new_notebook(cells=[new_code_cell("x", outputs=outputs, execution_count=1)]), page)
+    record_findings([page], claims)
+    found = {row["id"]: row["finding"] for row in tomllib.loads(claims.read_text(encoding="utf-8"))["claim"]}
+    assert found == {"D1-01": "old", "D1-02": 'It takes 1.25 "bits", not 2.', "D1-03": "old"}, "only where the notebook is the evidence"
 
 
 def test_an_interrupt_while_storing_leaves_the_old_notebook_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 A notebook on disk is a function of its sources alone: `run` executes it in a clean kernel from top to bottom, and `normalise` takes out
 everything that would differ the next time. So running an unchanged notebook leaves the file byte-identical, figures included.
+`run` executes it once more under each of several arithmetics, and keeps beside it how far each number moves (tools/spread.py).
 """
 
 from __future__ import annotations
@@ -10,32 +11,27 @@ import argparse
 import base64
 import filecmp
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 
+from tools.arithmetics import AS_STORED, MEASURED, Arithmetic
+from tools.spread import measure, place, says_nothing
+
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PICTURE = ROOT / "docs" / "_static" / "floor.png"  # shown by the README
-
-# The environment of every kernel, when outputs are stored and when they are compared. Not needed by readers: it makes runs alike.
-KERNEL_ENV = {
-    "OMP_NUM_THREADS": "1",  # two notebooks run side by side on two cores; the number of threads also changes float sums
-    "MKL_NUM_THREADS": "1",
-    "PYTHONHASHSEED": "0",  # the order in which a set prints
-    "TQDM_DISABLE": "1",  # a progress bar is for people, not for a stored output
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",  # the book needs no network, so it must not find one by chance
-    "TOKENIZERS_PARALLELISM": "false",
-    "PYTHONWARNINGS": "default",
-    "COLUMNS": "120",
-}
+CLAIMS = ROOT / "lmbook" / "data" / "claims.toml"
 
 KEEP_CELL_METADATA = {"tags", "jupyter"}
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
@@ -87,21 +83,75 @@ def store(nb: nbformat.NotebookNode, path: Path) -> None:
     scratch.replace(path)
 
 
-def run(path: Path) -> float:
-    "Execute the notebook in a clean kernel from top to bottom and store its outputs; returns the seconds it took."
+def execute(path: Path, arithmetic: Arithmetic = AS_STORED) -> nbformat.NotebookNode:
+    "The notebook executed in a clean kernel from top to bottom; nothing is stored. Raises nbclient's error where a cell fails."
     from nbclient import NotebookClient
 
     nb = normalise(nbformat.read(path, as_version=4))
     for cell in nb.cells:
         if cell.cell_type == "code": cell.outputs, cell.execution_count = [], None
-    start = time.perf_counter()
-    client = NotebookClient(
-        nb, timeout=900, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(path.resolve().parent)}}
-    )
-    client.execute(env=os.environ | KERNEL_ENV)
-    seconds = time.perf_counter() - start
-    store(normalise(nb), path)  # only a run that went through
-    return seconds
+    folder = str(path.resolve().parent)
+    client = NotebookClient(nb, timeout=1800, kernel_name="python3", record_timing=False, resources={"metadata": {"path": folder}})
+    client.execute(env=os.environ | arithmetic.env())
+    return normalise(nb)
+
+
+class Unsettled(RuntimeError):
+    "A notebook whose outputs do not hold under another arithmetic: nothing is stored."
+
+
+def settle(path: Path, runs: Sequence[tuple[Arithmetic, Future]]) -> list[str]:
+    """Store what the first of the runs gave and, beside it, how far its numbers moved in the others; returns what a writer should know.
+
+    With one run only (a draft) nothing is measured: an older spread goes, and the tests will ask for a new one.
+    """
+    nb, others = runs[0][1].result(), {}
+    for arithmetic, run in runs[1:]:
+        try: others[arithmetic.name] = run.result()
+        except Exception as error: raise Unsettled(f"under the arithmetic {arithmetic.name!r}: {error}") from None
+    spread, flips = measure(nb, others)
+    if flips: raise Unsettled("\n".join(flips))
+    store(nb, path)
+    if others: spread.store(path)
+    else: place(path).unlink(missing_ok=True)
+    return list(says_nothing(nb, spread))
+
+
+def run(paths: Iterable[Path], measured: Sequence[Arithmetic] = MEASURED, jobs: int = 2) -> Iterator[tuple[Path, list[str]]]:
+    """Execute notebooks, `jobs` kernels at a time, and store the outputs and the spreads of those that went through.
+
+    Gives each with what a writer should know about its numbers. The first failure is raised when all the others are stored.
+    """
+    failed: list[Exception] = []
+    with ThreadPoolExecutor(jobs) as pool:
+        rows = [(path, [(a, pool.submit(execute, path, a)) for a in (AS_STORED, *measured)]) for path in paths]
+        for path, runs in rows:
+            try: yield path, settle(path, runs)
+            except Exception as error:
+                for _, waiting in runs: waiting.cancel()
+                error.add_note(f"{path}: nothing was stored")
+                failed.append(error)
+    if failed: raise failed[0] if len(failed) == 1 else ExceptionGroup("these notebooks were not stored", failed)
+
+
+def findings(nb: nbformat.NotebookNode) -> dict[str, str]:
+    "What the boxes of a notebook say was found, by claim."
+    found = {}
+    for out in (out for cell in nb.cells for out in cell.get("outputs", ())):
+        if box := re.fullmatch(r"(D\d-\d\d) .*\n  says: .*\n  found: (.*)", out.get("data", {}).get("text/plain", "")): found[box[1]] = box[2]
+    return found
+
+
+def record_findings(pages: Iterable[Path], claims: Path = CLAIMS) -> None:
+    "Let the list of claims say what the boxes say, where it names the notebook as its evidence."
+    blocks = re.split(r"(?m)^(?=\[\[claim\]\])", claims.read_text(encoding="utf-8"))
+    for page in pages:
+        for claim, finding in findings(nbformat.read(page, as_version=4)).items():
+            for i, block in enumerate(blocks):
+                if f'id = "{claim}"\n' not in block or f'evidence = "{page.stem}#' not in block: continue
+                line = f"finding = {json.dumps(finding, ensure_ascii=False)}"
+                blocks[i] = re.sub(r"(?m)^finding = .*$", lambda _, line=line: line, block)
+    claims.write_text("".join(blocks), encoding="utf-8", newline="\n")
 
 
 def export(root: Path = ROOT) -> None:
@@ -134,17 +184,24 @@ def export_differences() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    run_args = commands.add_parser("run", help="execute notebooks in a clean kernel and store their outputs")
+    run_args = commands.add_parser("run", help="execute notebooks in a clean kernel, store their outputs and measure how far the numbers move")
     run_args.add_argument("paths", nargs="*", help="notebooks (default: all)")
+    run_args.add_argument("--draft", action="store_true", help="execute once and measure nothing (the tests will ask for the rest)")
+    run_args.add_argument("--jobs", type=int, default=2, help="kernels at a time (default: 2)")
     commands.add_parser("export", help="write lmbook/ from the notebooks")
     commands.add_parser("check", help="fail if lmbook/ is not what the notebooks export")
     args = parser.parse_args()
     if args.command == "run":
-        for path in notebooks(args.paths): store(normalise(nbformat.read(path, as_version=4)), path)  # the export names cells by their ids
+        pages = notebooks(args.paths)
+        for path in pages: store(normalise(nbformat.read(path, as_version=4)), path)  # the export names cells by their ids
         export()
-        for path in notebooks(args.paths):
-            print(f"{path}: {run(path):.1f} s", flush=True)
-        PICTURE.write_bytes(readme_picture())
+        start = time.perf_counter()
+        try:
+            for path, notes in run(pages, [] if args.draft else MEASURED, args.jobs):
+                print("\n  ".join([f"{path}: stored after {time.perf_counter() - start:.0f} s", *notes]), flush=True)
+        finally:
+            record_findings(pages)
+            PICTURE.write_bytes(readme_picture())
     elif args.command == "export":
         export()
         PICTURE.write_bytes(readme_picture())

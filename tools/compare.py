@@ -1,5 +1,8 @@
 """Compare two outputs of a cell: numbers with a tolerance, everything else exactly.
 
+How far a number may be from the stored one is the largest of three: the book's default (one part in a thousand, or half a unit of the last
+digit), `FACTOR` times the spread that was measured for it (tools/spread.py), and what the cell asks for with a reason (`Tolerance`).
+
 A text is cut into numbers and the text between them. The text between must be equal (but for runs of spaces beside a number: a number of
 another width moves its column), the numbers must be close. Digits inside a word are text: `D1-13`, `utf-8`, `x86_64`, `float32`, `0x7f3a`
 and `1.2.3` are compared exactly, and so are the tags and attributes of HTML.
@@ -14,9 +17,11 @@ import json
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 REL = 1e-3  # the book's default
+FACTOR = 4  # of the measured spread of a number
 IMAGE_SIZE_REL = 0.1  # another font or matplotlib moves the edge of a tightly cut figure
 SHOWN = 8  # a message lists at most so many numbers
 
@@ -92,14 +97,18 @@ class Number:
         digits = len(decimals.partition(".")[2])
         return 0.5 * 10.0 ** (int(exponent or 0) - digits) if digits else 0.0
 
-    def agrees(self, new: Number, tolerance: Tolerance) -> bool:
+    def allowed(self, tolerance: Tolerance, spread: float = 0.0) -> float:
+        "How far another number may be from this one; for a whole number 0, unless it was seen to move or the cell asks for more."
+        if self.whole and not self.point and not tolerance.integers: return FACTOR * spread
+        absolute = self.half_unit if tolerance.abs is None else tolerance.abs
+        return max(tolerance.rel * abs(self.value), absolute, FACTOR * spread)
+
+    def agrees(self, new: Number, tolerance: Tolerance, spread: float = 0.0) -> bool:
         "Whether `new` may stand where this one is stored."
         if not (math.isfinite(self.value) and math.isfinite(new.value)): return self.text == new.text
-        if not tolerance.integers:
-            if self.whole and new.whole: return self.text == new.text
-            if (self.whole and not self.point) or (new.whole and not new.point): return False  # a count became a measurement
-        absolute = self.half_unit if tolerance.abs is None else tolerance.abs
-        return math.isclose(self.value, new.value, rel_tol=tolerance.rel, abs_tol=absolute)
+        if not tolerance.integers and self.whole != new.whole and not (self.point and new.point): return False  # a count became a measurement
+        if self.whole and new.whole and not tolerance.integers and not spread: return self.text == new.text
+        return math.isclose(self.value, new.value, rel_tol=tolerance.rel * (self.point or tolerance.integers), abs_tol=self.allowed(tolerance, spread) * (1 + 1e-9))
 
 
 def tokenise(text: str, html: bool = False) -> tuple[list[str], list[Number]]:
@@ -120,7 +129,48 @@ def _around(text: str, number: Number, width: int = 40) -> str:
     return f"{left.rpartition(chr(10))[2][-width:]}[[{number.text}]]{right.partition(chr(10))[0][:width]}"
 
 
-def compare_text(stored: str, new: str, tolerance: Tolerance = Tolerance(), html: bool = False) -> list[str]:  # noqa: B008 (frozen)
+@dataclass(frozen=True)
+class Moved:
+    "A number that is another one than the stored: what a comparison found beside what is wrong."
+
+    stored: str
+    new: str
+    used: float  # the difference as a share of what is allowed; more than 1 is a failure
+    where: str  # the line around it
+
+
+def spreads_of(numbers: list[Number], measured: Mapping[int, float]) -> list[float]:
+    """The spread of each number of a text: what was measured for it, but not less than what its neighbours of the same form show.
+
+    Few arithmetics were tried, so one number may have stayed by chance where those beside it moved. Numbers with as many decimals in one
+    text are mostly of one kind (a column of losses); each gets at least the root of the mean square of their spreads. Whole numbers, and
+    those with an exponent, speak for themselves.
+    """
+    spreads = [measured.get(i, 0.0) for i in range(len(numbers))]
+    groups: dict[float, list[int]] = {}
+    for i, n in enumerate(numbers):
+        if not n.whole and "e" not in n.text.lower() and math.isfinite(n.value): groups.setdefault(n.half_unit, []).append(i)
+    for group in groups.values():
+        together = math.sqrt(sum(spreads[i] ** 2 for i in group) / len(group))
+        for i in group: spreads[i] = max(spreads[i], together)
+    return spreads
+
+
+def _constant(stored: list[Number], new: list[Number]) -> bool:
+    "Whether numbers that differ from each other have all become the same, which no tolerance excuses."
+    pairs = [(a, b) for a, b in zip(stored, new) if not a.whole and math.isfinite(a.value)]
+    differ = any(not pairs[0][0].agrees(a, Tolerance()) for a, _ in pairs[1:])
+    return len(pairs) >= 3 and differ and len({b.value for _, b in pairs}) == 1
+
+
+def compare_text(
+    stored: str,
+    new: str,
+    tolerance: Tolerance = Tolerance(),  # noqa: B008 (frozen)
+    html: bool = False,
+    measured: Mapping[int, float] | None = None,  # the spread of the i-th number, for those that were seen to move
+    moved: list[Moved] | None = None,  # gets the numbers that differ
+) -> list[str]:
     "What makes `new` differ from `stored`, in words; nothing if they agree."
     if stored == new: return []
     (stored_between, stored_numbers), (new_between, new_numbers) = tokenise(stored, html), tokenise(new, html)
@@ -129,17 +179,22 @@ def compare_text(stored: str, new: str, tolerance: Tolerance = Tolerance(), html
         if not diff: diff = [f"- {stored!r:.200}", f"+ {new!r:.200}"]  # they differ in the kind of line ends only
         return ["the text differs:", *(f"  {line:.300}" for line in diff[:40]), *(["  ..."] if len(diff) > 40 else [])]
     problems = []
-    for i, (a, b) in enumerate(zip(stored_numbers, new_numbers), 1):
-        if a.agrees(b, tolerance): continue
+    spreads = spreads_of(stored_numbers, measured or {})
+    for i, (a, b, spread) in enumerate(zip(stored_numbers, new_numbers, spreads), 1):
+        allowed = a.allowed(tolerance, spread)
+        if moved is not None and a.value != b.value and math.isfinite(a.value) and math.isfinite(b.value):
+            moved.append(Moved(a.text, b.text, abs(a.value - b.value) / allowed if allowed else math.inf, _around(new, b)))
+        if a.agrees(b, tolerance, spread): continue
         if a.whole != b.whole and not tolerance.integers: why = "a whole number and one with decimals"
-        elif a.whole and not tolerance.integers: why = "whole numbers are compared exactly"
+        elif a.whole and not tolerance.integers and not spread: why = "whole numbers are compared exactly"
         elif not (math.isfinite(a.value) and math.isfinite(b.value)): why = "not a number, or infinite, in one only"
         else:
             rel = abs(a.value - b.value) / max(abs(a.value), abs(b.value))
-            absolute = a.half_unit if tolerance.abs is None else tolerance.abs
-            why = f"relative difference {rel:.2g}, allowed {tolerance.rel:g}, or {absolute:g} absolute"
+            learned = f", {FACTOR} times its spread" if spread and allowed == FACTOR * spread else ""
+            why = f"relative difference {rel:.2g}, absolute {abs(a.value - b.value):.2g}, allowed {allowed:.2g}{learned}"
         problems += [f"number {i} of {len(stored_numbers)}: stored {a.text}, new {b.text} ({why})"]
         problems += [f"    stored  {_around(stored, a)}", f"    new     {_around(new, b)}"]
+    if not problems and _constant(stored_numbers, new_numbers): problems = ["the stored numbers differ from each other, the new ones are all the same"]
     if len(problems) > 3 * SHOWN: problems = [*problems[: 3 * SHOWN], f"... and {len(problems) // 3 - SHOWN} more numbers"]
     return problems
 
@@ -172,22 +227,39 @@ def kind(output) -> str:
     return " ".join([output.output_type, " + ".join(sorted(output.data))])
 
 
-def compare_output(stored, new, tolerance: Tolerance) -> list[str]:
+def texts(output) -> Iterator[tuple[str, str, bool]]:
+    "What of an output is compared as text: under which name, the text, and whether it is HTML."
+    if output.output_type == "stream": yield output.name, output.text, False
+    elif output.output_type == "error": yield "error", output.evalue, False
+    else:
+        for mime in sorted(output.data):
+            content = output.data[mime]
+            if mime == "application/vnd.jupyter.widget-view+json" or mime.startswith("image/"): continue  # a random id; its size is compared
+            if not isinstance(content, str): content = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+            yield mime, content, mime == "text/html"
+
+
+def compare_output(stored, new, tolerance: Tolerance, measured: Mapping[str, Mapping[int, float]], moved: list[Moved] | None) -> list[str]:
     "Compare two outputs of the same kind."
-    if stored.output_type == "stream": return compare_text(stored.text, new.text, tolerance)
-    if stored.output_type == "error": return compare_text(stored.evalue, new.evalue, tolerance)
     problems = []
-    for mime in sorted(stored.data):
-        a, b = stored.data[mime], new.data[mime]
-        if mime == "application/vnd.jupyter.widget-view+json": found = []  # a random id
-        elif mime.startswith("image/"): found = compare_image(mime, a, b)
-        elif isinstance(a, str) and isinstance(b, str): found = compare_text(a, b, tolerance, html=mime == "text/html")
-        else: found = compare_text(*(json.dumps(x, indent=1, sort_keys=True, ensure_ascii=False) for x in (a, b)), tolerance)
+    for (name, a, html), (_, b, _) in zip(texts(stored), texts(new)):
+        found = compare_text(a, b, tolerance, html, measured.get(name), moved)
+        if found and stored.output_type in ("stream", "error"): return found
+        problems += [f"{name}:", *(f"  {line}" for line in found)] if found else []
+    if stored.output_type in ("stream", "error"): return problems
+    for mime in sorted(m for m in stored.data if m.startswith("image/")):
+        found = compare_image(mime, stored.data[mime], new.data[mime])
         problems += [f"{mime}:", *(f"  {line}" for line in found)] if found else []
     return problems
 
 
-def compare_outputs(stored: list, new: list, tolerance: Tolerance) -> list[str]:
+def compare_outputs(
+    stored: list,
+    new: list,
+    tolerance: Tolerance,
+    measured: Mapping[str, Mapping[int, float]] | None = None,  # "0 text/plain": the spreads in that text of the first output
+    moved: list[Moved] | None = None,  # gets the numbers that differ
+) -> list[str]:
     "Compare the outputs of a cell: how many, of which kind, and what they say."
     was, now = [kind(o) for o in stored], [kind(o) for o in new]
     if was != now:
@@ -195,10 +267,11 @@ def compare_outputs(stored: list, new: list, tolerance: Tolerance) -> list[str]:
         elif not was: head = "unexpected output: none is stored"
         elif len(was) != len(now): head = f"{len(was)} outputs are stored, the cell produced {len(now)}"
         else: head = "outputs of another kind"
-        texts = [str(o.get("text") or o.get("evalue") or o.get("data", {}).get("text/plain", ""))[:300] for o in new]
-        return [f"{head}:", *(f"  stored  {k}" for k in was), *(f"  new     {k}  {t!r}" for k, t in zip(now, texts))]
+        heads = [str(o.get("text") or o.get("evalue") or o.get("data", {}).get("text/plain", ""))[:300] for o in new]
+        return [f"{head}:", *(f"  stored  {k}" for k in was), *(f"  new     {k}  {t!r}" for k, t in zip(now, heads))]
     problems = []
-    for i, (a, b) in enumerate(zip(stored, new), 1):
-        found = compare_output(a, b, tolerance)
-        problems += [f"output {i} of {len(was)} ({was[i - 1]}):", *(f"  {line}" for line in found)] if found else []
+    for i, (a, b) in enumerate(zip(stored, new)):
+        mine = {key.partition(" ")[2]: v for key, v in (measured or {}).items() if key.partition(" ")[0] == str(i)}
+        found = compare_output(a, b, tolerance, mine, moved)
+        problems += [f"output {i + 1} of {len(was)} ({was[i]}):", *(f"  {line}" for line in found)] if found else []
     return problems
