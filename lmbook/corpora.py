@@ -7,24 +7,27 @@ __all__ = ['OPENERS', 'MARKS', 'Record', 'FileReader', 'DROPPED_TAGS', 'APPENDIC
            'MAGIC_WORDS', 'HEADING', 'GAP', 'TRACE', 'EMPTY_BRACKETS', 'TRACES', 'READERS', 'LANGUAGES', 'Span',
            'CorpusError', 'guess_encoding', 'Complaints', 'Corpus', 'Options', 'read_text', 'read_jsonl', 'read_csv',
            'read_parquet', 'write_jsonl', 'strip_wikitext', 'read_wikipedia_dump', 'read_corpus', 'as_corpus',
-           'load_hub', 'to_dataset', 'Document', 'load_reader', 'python_docs', 'words', 'rank_frequency', 'power_law',
-           'vocabulary_growth']
+           'load_hub', 'to_dataset', 'Document', 'load_reader', 'help_paragraphs', 'paragraph_digest',
+           'common_paragraphs', 'python_docs', 'words', 'rank_frequency', 'power_law', 'vocabulary_growth']
 
-# %% ../nbs/01_corpora.ipynb #c93c9b2212
+# %% ../nbs/01_corpora.ipynb #1a90726382
 import atexit
 import bz2
 import codecs
 import csv
 import difflib
 import gzip
+import hashlib
 import importlib
 import io
 import json
 import lzma
 import os
+import platform
 import re
 import shutil
 import tempfile
+import warnings
 import xml.etree.ElementTree as ET
 import zlib
 from collections import Counter
@@ -735,12 +738,54 @@ def load_reader() -> list[Document]:
     text = resources.files("lmbook.data").joinpath("reader.jsonl").read_text(encoding="utf-8")
     return [_document(json.loads(line)) for line in text.splitlines()]
 
-# %% ../nbs/01_corpora.ipynb #ec9b4cec0f
-def python_docs() -> Corpus:
-    "Python's own documentation, a record for each topic of `help`: real English prose on every machine, a little other in each version."
+# %% ../nbs/01_corpora.ipynb #409ae2f301
+def help_paragraphs(
+    text: str,  # a topic of `help`, as any Python has it
+) -> Iterator[str]: # one line each; several where lines were ended on purpose, as in code and tables
+    "The paragraphs of a topic in one form, whichever Python laid them out: spaces, wrapped lines, quotes, the rules under headings."
+    for block in re.split(r"\n\s*\n", text.translate(str.maketrans("‘’“”", "''\"\""))):
+        lines = [line.rstrip() for line in block.split("\n") if line.strip() and not re.fullmatch(r"\s*([*=~^-])\1{3,}\s*", line)]
+        if not lines: continue
+        if all(len(line) + 2 + len(below.split()[0]) > 70 for line, below in zip(lines, lines[1:])):  # no further word had room
+            indent = re.match(r" *", lines[0])[0]
+            joined = re.sub(r"(?<=[A-Za-z]-)\n\s*(?!(?:and|or|to)\b)(?=\w)", "", "\n".join(lines))  # wrapped at a hyphen
+            yield indent + " ".join(joined.split())
+        else: yield "\n".join(lines)
+
+# %% ../nbs/01_corpora.ipynb #5e3d7b4457
+def paragraph_digest(paragraph: str) -> str: # ten hexadecimal digits
+    "A short name for a paragraph, which says nothing about what is in it."
+    return hashlib.sha256(paragraph.encode()).hexdigest()[:10]
+
+
+def common_paragraphs(
+    topics: Mapping[str, str],  # `pydoc_data.topics.topics` of any Python
+) -> tuple[dict[str, str], int]: # the text of each topic, and how many of the listed paragraphs were not found
+    "What `lmbook/data/python_docs.txt` lists (tools/python_docs.py made it), in the order of the list; joined by blank lines."
+    lines = resources.files("lmbook.data").joinpath("python_docs.txt").read_text(encoding="utf-8").splitlines()
+    listed = {topic: digests for topic, *digests in (line.split() for line in lines if not line.startswith("#"))}
+    here = {paragraph_digest(p): p for text in topics.values() for p in help_paragraphs(text)}
+    found = {topic: [here[digest] for digest in digests if digest in here] for topic, digests in listed.items()}
+    missing = sum(map(len, listed.values())) - sum(map(len, found.values()))
+    return {topic: "\n\n".join(paragraphs) for topic, paragraphs in found.items() if paragraphs}, missing
+
+
+def python_docs(
+    all: bool = False,  # every topic as it stands in this Python, with what differs from one version to the next
+) -> Corpus:
+    """Python's own documentation, a record for each topic of `help`: real English prose on every machine.
+
+    By default only the paragraphs that are the same in every version, so that results can be compared. Should this Python lack some of
+    them, the others are given, with a warning that says how many.
+    """
     from pydoc_data.topics import topics
 
-    rows = [{"text": text, "id": topic, "source": "pydoc_data.topics", "lang": "en"} for topic, text in topics.items()]
+    texts, missing = (topics, 0) if all else common_paragraphs(topics)
+    if missing:
+        warnings.warn(
+            f"{missing} paragraphs of python_docs() are not in the documentation of Python {platform.python_version()}. "
+            "The others are given; what the chapters compute from them may come out a little different.", stacklevel=2)
+    rows = [{"text": text, "id": topic, "source": "pydoc_data.topics", "lang": "en"} for topic, text in texts.items()]
     return as_corpus(rows, name="Python's documentation")
 
 # %% ../nbs/01_corpora.ipynb #5a4910facf

@@ -11,6 +11,7 @@ import json
 import lzma
 import os
 import pickle
+import pydoc_data.topics
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tarfile
 import textwrap
 import threading
 import tracemalloc
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -34,9 +36,12 @@ from lmbook.corpora import (
     CorpusError,
     Document,
     as_corpus,
+    common_paragraphs,
     guess_encoding,
+    help_paragraphs,
     load_hub,
     load_reader,
+    paragraph_digest,
     power_law,
     python_docs,
     rank_frequency,
@@ -52,6 +57,8 @@ from lmbook.corpora import (
     words,
     write_jsonl,
 )
+from tools import python_docs as python_docs_list
+from tools.python_docs import LIST, read_topics
 
 ZH = "水已经开了，茶也泡好了，请大家趁热喝一口吧。今天早上下了雨，屋顶上的猫还没有醒。"
 ZHT = "水已經開了，茶也泡好了，請大家趁熱喝一口吧。今天早上下了雨，屋頂上的貓還沒有醒。"
@@ -665,9 +672,122 @@ def test_the_reader_is_what_it_says():
     assert list(to_dataset([d.record("en") for d in reader])) == [d.record("en") for d in reader]
 
 
-def test_python_docs_are_prose_on_every_machine():
-    docs = list(python_docs())
-    assert sum(len(r["text"]) for r in docs) > 400_000 and {"continue", "lambda"} <= {r["id"] for r in docs}
+def corpus_digest(texts: dict[str, str]) -> str: return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+PYTHON_DOCS = "439f14ea187bd41ec374787cf53037bf0eb7ba315c8b2b6722a442f0dd8cd966"  # on every Python
+
+
+def test_python_docs_are_the_same_prose_on_every_machine():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        docs = list(python_docs())
+    assert corpus_digest({r["id"]: r["text"] for r in docs}) == PYTHON_DOCS
+    assert all(r["text"].strip() and r["lang"] == "en" for r in docs) and {"continue", "lambda"} <= {r["id"] for r in docs}
+    paragraphs = [p for r in docs for p in r["text"].split("\n\n")]
+    assert len(set(paragraphs)) == len(paragraphs) > 1300 and paragraphs == [p for r in docs for p in help_paragraphs(r["text"])]
+
+
+def other_topics() -> list[Path]:
+    "The documentation of the other Pythons on this machine, as far as they can be found, of the versions that the list was made for."
+    known = {release.rpartition(".")[0] for release in LIST.read_text(encoding="utf-8").splitlines()[0].partition(": ")[2].split()}
+    folders = {Path(sys.base_prefix), Path("/usr"), Path("/usr/local"), Path("/opt/homebrew")}
+    folders |= {found for home in ("~/.pyenv/versions", "~/.local/share/uv/python") for found in Path(home).expanduser().glob("*")}
+    found = {path.resolve() for folder in folders for path in folder.glob("lib/python3.*/pydoc_data/topics.py")}
+    return sorted(path for path in found if path.parent.parent.name.removeprefix("python").rstrip("t") in known)
+
+
+@pytest.mark.parametrize("path", other_topics() or [pytest.param(None, marks=pytest.mark.skip(reason="no other Python here"))], ids=str)
+def test_python_docs_of_other_pythons(path):
+    texts, missing = common_paragraphs(read_topics(path))
+    assert missing == 0 and corpus_digest(texts) == PYTHON_DOCS
+
+
+def test_paragraphs_are_the_same_whoever_laid_them_out():
+    old = """
+The "in" statement
+******************
+
+   in_stmt ::= "in"
+               "side"
+
+"in" is the operator between an item and its container, and a non-
+virtual word.  It isn\u2019t said of left- and right-hand sides, which \u201cneed\u201d
+another line.
+
+  Note:
+
+    The text of a note is indented, and so is the paragraph that goes
+    on here.
+
+|  a  |  b |
+|-----|----|
+"""
+    new = """The "in" statement
+==================
+
+   in_stmt ::= "in"
+               "side"
+
+
+"in" is the operator between an item and its container, and a
+non-virtual word. It isn't said of left- and right-hand sides, which
+"need" another line.
+  \t
+  Note:
+
+    The text of a note is indented, and so is the paragraph that goes on
+    here.
+
+|  a  |  b |
+|-----|----|"""
+    assert list(help_paragraphs(old)) == list(help_paragraphs(new)) == [
+        'The "in" statement', '   in_stmt ::= "in"\n               "side"',
+        '"in" is the operator between an item and its container, and a non-virtual word. It isn\'t said of left- and right-hand sides, '
+        'which "need" another line.',
+        "  Note:", "    The text of a note is indented, and so is the paragraph that goes on here.", "|  a  |  b |\n|-----|----|",
+    ]
+    assert list(help_paragraphs("\n****\n\n")) == []
+    short = "One\ntwo."  # ended on purpose
+    assert list(help_paragraphs(short)) == [short]
+    code = 'def f():\n    """\n    Doc.\n    """'
+    assert list(help_paragraphs(code)) == [code]
+
+
+def test_a_python_that_lacks_paragraphs_says_so_once(monkeypatch):
+    whole, _ = common_paragraphs(topics := read_topics(pydoc_data.topics.__file__))
+    changed = {topic: text.replace("enclosing loop", "surrounding loop") for topic, text in topics.items() if topic != "lambda"}
+    monkeypatch.setattr(pydoc_data.topics, "topics", changed)
+    with pytest.warns(UserWarning, match=r"^[1-9]\d* paragraphs of python_docs\(\) are not in the documentation of Python 3\.") as caught:
+        docs = {r["id"]: r["text"] for r in python_docs()}
+    [warning] = caught
+    lost = [p for topic, text in whole.items() for p in text.split("\n\n") if p not in docs.get(topic, "").split("\n\n")]
+    assert str(warning.message).split()[0] == str(len(lost)) and any("enclosing loop" in p for p in lost)
+    assert warning.filename == __file__ and list(docs) == [topic for topic in whole if topic in docs]
+    assert "lambda" in whole and "enclosing loop" not in " ".join(docs.values()) and "the next loop cycle" in docs["continue"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert {r["id"]: r["text"] for r in python_docs(all=True)} == changed
+
+
+def test_where_a_paragraph_is_found_does_not_matter():
+    topics = read_topics(pydoc_data.topics.__file__)
+    assert common_paragraphs({"everything": "\n\n".join(reversed(topics.values()))}) == common_paragraphs(topics)
+    assert common_paragraphs({})[0] == {} and common_paragraphs({})[1] > 1300
+
+
+def test_the_list_of_paragraphs_is_what_all_releases_have(tmp_path, monkeypatch, capsys):
+    shared, mine = "Said by both of them, in just the same words, though not with the same number of spaces everywhere. " * 2, "Only here. " * 30
+    a = {"long": f"Long\n****\n\n{shared}\n\n{mine}\n\nNote:\n\nLast.", "short": f"{shared}\n\n{shared}", "none": mine}
+    b = {"else": f"Last.\n\nNote:\n\n{shared.replace(' both', '  both')}", "long": "Long\n===="}
+    assert python_docs_list.listed({"1": a, "2": b}, shortest=1) == {"long": ["Long", "Last."], "short": [shared.strip()]}
+    for name, topics in (("a", a), ("b", b)): (tmp_path / name).write_text(f"# {name}\ntopics = {topics!r}\n", encoding="utf-8")
+    monkeypatch.setattr(python_docs_list, "LIST", tmp_path / "list.txt")
+    monkeypatch.setattr(sys, "argv", ["python_docs", f"3.1={tmp_path / 'a'}", f"3.2={tmp_path / 'b'}"])
+    python_docs_list.main()
+    first, _, *rows = (tmp_path / "list.txt").read_text(encoding="utf-8").splitlines()
+    assert first == "# the same in: 3.1 3.2" and rows == [f"short {paragraph_digest(shared.strip())}"]
+    assert capsys.readouterr().out.startswith("1 topics, 1 paragraphs")
 
 
 # Statistics

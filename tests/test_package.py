@@ -108,7 +108,7 @@ def test_the_wheel_holds_the_package_its_data_and_its_licence_and_no_more(wheel:
     here = {p for p in (ROOT / "lmbook").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert code == {p.relative_to(ROOT).as_posix() for p in here}
     assert {"lmbook/py.typed", "lmbook/__init__.py"} <= code
-    assert {f"lmbook/data/{name}" for name in ("small_world.toml", "reader.jsonl", "claims.toml", "book.mplstyle")} <= code
+    assert {f"lmbook/data/{name}" for name in ("small_world.toml", "reader.jsonl", "claims.toml", "book.mplstyle", "python_docs.txt")} <= code
     assert all(".dist-info/" in n for n in names - code), "a stray top-level package"
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     assert wheel.name == f"lmbook-{settings_version()}-py3-none-any.whl" and wheel.stat().st_size < 3e6
@@ -168,7 +168,7 @@ def test_it_installs_and_imports_in_an_empty_environment(empty: Path, tmp_path: 
         print(lmbook.__version__, len(lmbook.claims.load_claims()) if hasattr(lmbook.claims, "load_claims") else "", *files)
     """
     out = python("-I", "-c", textwrap.dedent(code), cwd=tmp_path, executable=empty).split()
-    assert out[0] == settings_version() and {"small_world.toml", "reader.jsonl", "book.mplstyle"} <= set(out)
+    assert out[0] == settings_version() and {"small_world.toml", "reader.jsonl", "book.mplstyle", "python_docs.txt"} <= set(out)
 
 
 def test_every_module_imports_with_nothing_but_the_core(empty: Path, tmp_path: Path):
