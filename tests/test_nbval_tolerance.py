@@ -13,8 +13,10 @@ import os
 import re
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
 
+from tests.nbval_tolerance import Row, Totals, waited
 from tests.pages import ROOT
 from tools.arithmetics import AS_STORED, ELSEWHERE, MEASURED, probed
 from tools.compare import Moved, Number, Tolerance, compare_text, spreads_of, tokenise
@@ -556,6 +559,22 @@ def test_time_over_the_budget_is_a_warning(limits):
 def test_time_over_the_budget_fails_where_that_is_asked_for(tmp_path, strict, code, word):
     run = run_pytest(tmp_path, {"slow.ipynb": GOOD[:1]}, "--nbval-time-budget", "0.001", LMBOOK_BUDGET=strict)
     assert f"{word}: slow.ipynb took" in run.text and run.code == code, run.text
+
+
+def test_time_without_a_processor_is_marked_and_counts_against_no_budget():
+    "So a notebook that is measured beside other work is neither called slow nor taken for quick."
+    options = SimpleNamespace(nbval_time_budget=90, nbval_min_compared=85)
+    totals, lines = Totals(SimpleNamespace(option=options)), list[str]()
+    totals.rows = {"beside.ipynb": Row(run=1, seconds=100, waited=20), "slow.ipynb": Row(run=1, seconds=100, waited=1)}
+    assert list(totals.slow()) == ["slow.ipynb took 99 s, its budget is 90 s"] and not list(totals.failures())
+    totals.pytest_terminal_summary(SimpleNamespace(write_line=lambda text, **_: lines.append(text), write_sep=lambda *_: None))
+    [beside], [slow] = ([x for x in lines if x.startswith(name)] for name in ("beside", "slow"))
+    assert "100.0 *" in beside and "*" not in slow and any(x.startswith("* beside other work") for x in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how long a process waited")
+def test_how_long_a_process_waited_is_read_from_the_system():
+    assert 0 <= waited(os.getpid()) < time.monotonic() and waited(0) == 0
 
 
 def test_one_notebook_in_several_workers_is_refused(tmp_path):
