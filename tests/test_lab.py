@@ -1,6 +1,6 @@
 """The real JupyterLab: `make lab` on machines of many kinds, and a reader who opens the tour in a real browser and runs all cells.
 
-Each server has settings and a port of its own. In the browser it shows a copy of `nbs/`; `LMBOOK_LAB_NOTEBOOK` names another notebook to try.
+Each server has settings and a port of its own. In the browser it shows a copy of `nbs/`; `LMBOOK_LAB_NOTEBOOK` names another notebook.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def make_lab(folder: Path, stdin: int = subprocess.DEVNULL, **env: str) -> Itera
 
     The port was free a moment ago: a test does not depend on what else runs on this machine.
     """
-    unwanted = ("MAKE", "MFLAGS", "PYTHON", "COV", "JUPYTER", "IPYTHON", "XDG_", "LAB_", "SSH_", "CI", "DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    unwanted = ("MAKE", "MFLAGS", "PYTHON", "COV", "JUPYTER", "IPYTHON", "XDG_", "LAB_", "SSH_", "CI", "DISPLAY", "WAYLAND", "BROWSER")
     home = folder / "home"
     home.mkdir()
     with hold_port() as free: port = free.getsockname()[1]
@@ -137,7 +137,7 @@ def run_cell(address: str, folder: Path, code: str) -> str:
     [connection] = folder.rglob(f"kernel-{kernel}.json")
     client = BlockingKernelClient(connection_file=str(connection))
     client.load_connection_file()
-    client.start_channels()
+    client.start_channels(hb=False)  # on a busy machine a heartbeat is late, and the kernel is taken for dead
     printed: list[str] = []
 
     def note(message: dict) -> None: printed.extend([message["content"].get("text", ""), *message["content"].get("traceback", [])])
