@@ -75,21 +75,23 @@ def serve(args: list[str]) -> None:
 
     # Quiet, unless an argument or the user's own configuration says otherwise: the address is not to be searched for among other lines.
     server = LabApp.initialize_server(argv=args, config=Config(Application={"log_level": "WARN"}))
-    wanted = int(server.config.ServerApp.get("port") or os.environ.get(server.port_env) or server.port_default_value)
+    wanted = int(server.config.ServerApp.get("port", os.environ.get(server.port_env, server.port_default_value)))
     local = server.ip not in WILDCARDS
     address = server.public_url if local else server.local_url
     server.identity_provider.token_generated = False  # otherwise JupyterLab prints the address again, among other lines
     lines = [f"\nThe book: {address}", "To stop it: Ctrl-C, then y (or Ctrl-C twice)."]
-    if server.port != wanted: lines.insert(0, f"Port {wanted} is taken: this is {server.port}.")
+    if wanted not in (0, server.port): lines.insert(0, f"Port {wanted} is taken: this is {server.port}.")
     if in_container() and local:
-        lines.append(f"In a container: reached only from inside it. From outside: docker run -p {server.port}:{server.port}, and LAB_IP=0.0.0.0 make lab.")
+        published = f"docker run -p {server.port}:{server.port}, and LAB_IP=0.0.0.0 make lab"
+        lines.append(f"In a container: reached only from inside it. From outside: {published}.")
     server.io_loop.add_callback(say, "\n".join(lines))  # when it listens, after all that it has to say itself
     server.start()
 
 
 def main(argv: list[str] | None = None) -> None:
     "Say in a line what is unusual here, and serve."
-    parser = argparse.ArgumentParser("python -m tools.lab", allow_abbrev=False, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser("python -m tools.lab", allow_abbrev=False, description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     rest = parser.parse_known_args(argv)[1]
     if is_root(): say(f"Running as root{', as in a container' * in_container()}: JupyterLab is started with --allow-root.")
     with ExitStack() as stack:
