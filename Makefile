@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compiled]' 2>/dev/null || echo "(no C++ compiler: some comparisons with other libraries will be skipped)"
 	@touch $(STAMP)
 
-lab: $(STAMP) ## open JupyterLab on the first chapter
-	$(PY) -m jupyter lab nbs/00_tour.ipynb
+lab: $(STAMP) ## open JupyterLab on the first chapter (LAB_IP, LAB_PORT: where it listens)
+	$(PY) -m tools.lab
 
 test: $(STAMP) lint docs ## re-run and compare every cell, test the package, the claims and the site
 	$(PY) -m tools.notebooks check

@@ -509,7 +509,7 @@ def test_an_installation_that_failed_is_not_taken_for_one(project: Project):
 @needs_make
 def test_each_command_calls_what_it_says(project: Project):
     project.make("install")
-    assert project.make("lab") == ["-m jupyter lab nbs/00_tour.ipynb"]
+    assert project.make("lab") == ["-m tools.lab"] and ".venv/bin/python -m tools.lab\n" in README
     assert project.make("run", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run --jobs 2 nbs/01_corpora.ipynb"
     assert project.make("draft", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run --draft --jobs 2 nbs/01_corpora.ipynb"
     assert project.make("elsewhere", "JOBS=1") == ["-m tools.elsewhere --jobs 1"]

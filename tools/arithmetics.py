@@ -45,6 +45,7 @@ class Arithmetic:
         "The environment of a kernel that computes so."
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         off = [f for f in numpy_features() if f.startswith(self.numpy)] if self.numpy else []
+        if self.threads > 1: threads["OMP_WAIT_POLICY"] = "PASSIVE"  # beside other work, threads that wait by spinning take each other's time
         return KERNEL_ENV | threads | self.settings | ({"NPY_DISABLE_CPU_FEATURES": " ".join(off)} if off else {})
 
 
