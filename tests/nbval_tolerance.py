@@ -37,7 +37,6 @@ from tools.compare import Moved, Tolerance, compare_outputs
 from tools.spread import Spread
 
 MIB = 2**20
-NEAREST = 10  # numbers of a cell, and of a run, that a report names: those that used most of what they are allowed
 BUSY = 0.1  # a notebook that waited for a processor this share of its time was measured beside other work
 PROPERTY = "lmbook-cell"  # under which a cell's numbers travel in its report, from an xdist worker too
 
@@ -240,7 +239,7 @@ class BookCell(IPyNbCell):
         row = {"with_output": with_output, "compared": with_output and check, "ignored": with_output and not check}
         row |= {"peak": self.parent.memory.read() if self.parent.memory else 0.0, "waited": waited(self.parent.pid) if self.parent.pid else 0.0}
         far = sorted(self.moved, key=lambda m: -m.used)
-        row |= {"moved": len(far), "half": sum(m.used > 0.5 for m in far), "nearest": [asdict(m) | {"cell": self.cell.id} for m in far[:NEAREST]]}
+        row |= {"moved": len(far), "half": sum(m.used > 0.5 for m in far), "nearest": [asdict(m) | {"cell": self.cell.id} for m in far]}
         self.user_properties.append((PROPERTY, row))
 
 
@@ -283,7 +282,7 @@ class Totals:
         row.run += 1
         for key in ("with_output", "compared", "ignored", "moved", "half"): setattr(row, key, getattr(row, key) + cell[key])
         row.peak, row.waited = max(row.peak, cell["peak"]), max(row.waited, cell["waited"])
-        self.nearest = sorted([*self.nearest, *({"notebook": name} | m for m in cell["nearest"])], key=lambda m: -m["used"])[:NEAREST]
+        self.nearest = sorted([*self.nearest, *({"notebook": name} | m for m in cell["nearest"])], key=lambda m: -m["used"])
 
     @property
     def share(self) -> float:

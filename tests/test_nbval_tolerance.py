@@ -232,9 +232,9 @@ def test_a_constant_is_no_result_whatever_is_allowed():
 
 
 def test_a_spread_is_shared_among_numbers_of_one_form_only():
-    numbers = tokenise("a 1.00 b 2.00 c 3.0 d 4 e 1.00e-9 f nan")[1]
-    spreads = spreads_of(numbers, {0: 0.3, 4: 1e-10})
-    assert spreads == pytest.approx([0.3, 0.3 / 2**0.5, 0, 0, 1e-10, 0]), "the second has two decimals like the first, and did not move"
+    numbers = tokenise("a 1.00 b 2.00 c 3.0 d 4 e 1.00e-9 f nan g 5.00")[1]
+    assert spreads_of(numbers, {0: 0.3, 1: 0.2, 4: 1e-10}) == pytest.approx([0.3, 0.2, 0, 0, 1e-10, 0, 0.2]), "the last has two decimals like the first"
+    assert spreads_of(numbers, {0: 0.3}) == pytest.approx([0.3, 0.0025, 0, 0, 0, 0, 0.0025]), "few moved: a unit of the last digit, 4 * 0.0025"
 
 
 def test_what_moved_is_told_with_its_share_of_what_is_allowed():

@@ -16,6 +16,7 @@ import io
 import json
 import math
 import re
+import statistics
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -143,15 +144,16 @@ def spreads_of(numbers: list[Number], measured: Mapping[int, float]) -> list[flo
     """The spread of each number of a text: what was measured for it, but not less than what its neighbours of the same form show.
 
     Few arithmetics were tried, so one number may have stayed by chance where those beside it moved. Numbers with as many decimals in one
-    text are mostly of one kind (a column of losses); each gets at least the root of the mean square of their spreads. Whole numbers, and
-    those with an exponent, speak for themselves.
+    text are mostly of one kind (a column of losses). Where one of them moved, each gets at least the median of their spreads, and enough
+    for a rounding that falls to the other side (a unit of the last digit). Whole numbers, and those with an exponent, speak for themselves.
     """
     spreads = [measured.get(i, 0.0) for i in range(len(numbers))]
     groups: dict[float, list[int]] = {}
     for i, n in enumerate(numbers):
         if not n.whole and "e" not in n.text.lower() and math.isfinite(n.value): groups.setdefault(n.half_unit, []).append(i)
-    for group in groups.values():
-        together = math.sqrt(sum(spreads[i] ** 2 for i in group) / len(group))
+    for half_unit, group in groups.items():
+        if not any(spreads[i] for i in group): continue
+        together = max(statistics.median(spreads[i] for i in group), 2 * half_unit / FACTOR)
         for i in group: spreads[i] = max(spreads[i], together)
     return spreads
 

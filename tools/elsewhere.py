@@ -20,6 +20,7 @@ from tools.arithmetics import ALL, ELSEWHERE, Arithmetic
 from tools.notebooks import NBS, ROOT, notebooks
 
 PART = 3  # notebooks in a part
+SHOWN = 12  # numbers that the table names
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def run(arithmetic: Arithmetic, pages: list[Path], jobs: int) -> Outcome:
 
 def table(outcomes: list[Outcome]) -> str:
     "What differs, and by how much of what it is allowed."
-    nearest = sorted(({"arithmetic": o.arithmetic} | m for o in outcomes for m in o.report["nearest"]), key=lambda m: -m["used"])[:10]
+    nearest = sorted(({"arithmetic": o.arithmetic} | m for o in outcomes for m in o.report["nearest"]), key=lambda m: -m["used"])[:SHOWN]
     rows = [HEAD, *(o.row() for o in outcomes)]
     if nearest: rows += ["", "The numbers that came nearest to what they are allowed (1.00: all of it):"]
     for m in nearest:

@@ -26,7 +26,7 @@ from pathlib import Path
 import nbformat
 
 from tools.arithmetics import AS_STORED, MEASURED, Arithmetic
-from tools.spread import measure, place, says_nothing
+from tools.spread import Spread, measure, place, says_nothing
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
@@ -134,6 +134,12 @@ def run(paths: Iterable[Path], measured: Sequence[Arithmetic] = MEASURED, jobs: 
     if failed: raise failed[0] if len(failed) == 1 else ExceptionGroup("these notebooks were not stored", failed)
 
 
+def spread_problems(page: Path) -> list[str]:
+    "Why what was measured for a notebook does not vouch for it."
+    spread = Spread.load(page)
+    return list(spread.problems(nbformat.read(page, as_version=4))) if spread else ["no spread was measured for it: `make run` measures it"]
+
+
 def findings(nb: nbformat.NotebookNode) -> dict[str, str]:
     "What the boxes of a notebook say was found, by claim."
     found = {}
@@ -208,7 +214,9 @@ def main() -> None:
     else:
         rows = export_differences()
         if rows: sys.exit("\n".join([*rows, "The package is not what the notebooks export: run `make export` and commit lmbook/."]))
-        print("lmbook/ is what the notebooks export")
+        rows = [f"{page}: {problem}" for page in notebooks() for problem in spread_problems(page)]
+        if rows: sys.exit("\n".join(rows))
+        print("lmbook/ is what the notebooks export, and how far their numbers move is known")
 
 
 if __name__ == "__main__": main()
