@@ -216,8 +216,9 @@ class BookCell(IPyNbCell):
         try: tolerance = Tolerance.of(self.cell.source)
         except ValueError: tolerance = Tolerance()  # complained about above
         spread = self.parent.spread
-        measured = spread.cells.get(self.cell.id, {}) if spread and not self.parent.spread_problems else {}
-        self.comparison_traceback = compare_outputs(ref, test, tolerance, measured, self.moved)
+        if self.parent.spread_problems: spread = None
+        measured, unsettled = (spread.cells.get(self.cell.id), spread.unsettled(self.cell.id)) if spread else (None, False)
+        self.comparison_traceback = compare_outputs(ref, test, tolerance, measured, unsettled, self.moved)
         return not self.comparison_traceback
 
     def runtest(self) -> None:

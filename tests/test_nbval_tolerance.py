@@ -234,7 +234,15 @@ def test_a_constant_is_no_result_whatever_is_allowed():
 def test_a_spread_is_shared_among_numbers_of_one_form_only():
     numbers = tokenise("a 1.00 b 2.00 c 3.0 d 4 e 1.00e-9 f nan g 5.00")[1]
     assert spreads_of(numbers, {0: 0.3, 1: 0.2, 4: 1e-10}) == pytest.approx([0.3, 0.2, 0, 0, 1e-10, 0, 0.2]), "the last has two decimals like the first"
-    assert spreads_of(numbers, {0: 0.3}) == pytest.approx([0.3, 0.0025, 0, 0, 0, 0, 0.0025]), "few moved: a unit of the last digit, 4 * 0.0025"
+    assert spreads_of(numbers, {0: 0.3}) == pytest.approx([0.3, 0, 0, 0, 0, 0, 0]), "few moved: they speak for themselves"
+
+
+def test_a_rounding_may_fall_to_the_other_side_where_numbers_have_moved_before():
+    near, far = "loss 2.30 after 105 steps, 1.0e-05", "loss 2.32 after 105 steps, 1.0e-05"
+    assert not compare_text("loss 2.31 after 105 steps, 1.0e-05", near, unsettled=True) and compare_text("loss 2.31 after 105 steps, 1.0e-05", near)
+    assert compare_text(near, far, unsettled=True) and compare_text(near, near.replace("105", "106"), unsettled=True)
+    spread = Spread("", [], {"a": {}, "b": {"0 stdout": {0: 1.0}}, "c": {}})
+    assert [spread.unsettled(cell) for cell in "abcd"] == [False, True, True, False]
 
 
 def test_what_moved_is_told_with_its_share_of_what_is_allowed():

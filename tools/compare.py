@@ -140,20 +140,20 @@ class Moved:
     where: str  # the line around it
 
 
-def spreads_of(numbers: list[Number], measured: Mapping[int, float]) -> list[float]:
+def spreads_of(numbers: list[Number], measured: Mapping[int, float], unsettled: bool = False) -> list[float]:
     """The spread of each number of a text: what was measured for it, but not less than what its neighbours of the same form show.
 
     Few arithmetics were tried, so one number may have stayed by chance where those beside it moved. Numbers with as many decimals in one
-    text are mostly of one kind (a column of losses). Where one of them moved, each gets at least the median of their spreads, and enough
-    for a rounding that falls to the other side (a unit of the last digit). Whole numbers, and those with an exponent, speak for themselves.
+    text are mostly of one kind (a column of losses): each gets at least the median of their spreads. Where a number of the notebook moved
+    before, or beside it (`unsettled`), each gets enough for a rounding that falls to the other side, a unit of the last digit. Whole
+    numbers, and those with an exponent, speak for themselves.
     """
     spreads = [measured.get(i, 0.0) for i in range(len(numbers))]
     groups: dict[float, list[int]] = {}
     for i, n in enumerate(numbers):
         if not n.whole and "e" not in n.text.lower() and math.isfinite(n.value): groups.setdefault(n.half_unit, []).append(i)
     for half_unit, group in groups.items():
-        if not any(spreads[i] for i in group): continue
-        together = max(statistics.median(spreads[i] for i in group), 2 * half_unit / FACTOR)
+        together = max(statistics.median(spreads[i] for i in group), 2 * half_unit / FACTOR if unsettled else 0.0)
         for i in group: spreads[i] = max(spreads[i], together)
     return spreads
 
@@ -171,6 +171,7 @@ def compare_text(
     tolerance: Tolerance = Tolerance(),  # noqa: B008 (frozen)
     html: bool = False,
     measured: Mapping[int, float] | None = None,  # the spread of the i-th number, for those that were seen to move
+    unsettled: bool = False,  # whether numbers moved so far in its notebook
     moved: list[Moved] | None = None,  # gets the numbers that differ
 ) -> list[str]:
     "What makes `new` differ from `stored`, in words; nothing if they agree."
@@ -181,7 +182,7 @@ def compare_text(
         if not diff: diff = [f"- {stored!r:.200}", f"+ {new!r:.200}"]  # they differ in the kind of line ends only
         return ["the text differs:", *(f"  {line:.300}" for line in diff[:40]), *(["  ..."] if len(diff) > 40 else [])]
     problems = []
-    spreads = spreads_of(stored_numbers, measured or {})
+    spreads = spreads_of(stored_numbers, measured or {}, unsettled)
     for i, (a, b, spread) in enumerate(zip(stored_numbers, new_numbers, spreads), 1):
         allowed = a.allowed(tolerance, spread)
         if moved is not None and a.value != b.value and math.isfinite(a.value) and math.isfinite(b.value):
@@ -241,11 +242,11 @@ def texts(output) -> Iterator[tuple[str, str, bool]]:
             yield mime, content, mime == "text/html"
 
 
-def compare_output(stored, new, tolerance: Tolerance, measured: Mapping[str, Mapping[int, float]], moved: list[Moved] | None) -> list[str]:
+def compare_output(stored, new, tolerance: Tolerance, measured: Mapping[str, Mapping[int, float]], unsettled: bool, moved: list[Moved] | None) -> list[str]:
     "Compare two outputs of the same kind."
     problems = []
     for (name, a, html), (_, b, _) in zip(texts(stored), texts(new)):
-        found = compare_text(a, b, tolerance, html, measured.get(name), moved)
+        found = compare_text(a, b, tolerance, html, measured.get(name), unsettled, moved)
         if found and stored.output_type in ("stream", "error"): return found
         problems += [f"{name}:", *(f"  {line}" for line in found)] if found else []
     if stored.output_type in ("stream", "error"): return problems
@@ -260,6 +261,7 @@ def compare_outputs(
     new: list,
     tolerance: Tolerance,
     measured: Mapping[str, Mapping[int, float]] | None = None,  # "0 text/plain": the spreads in that text of the first output
+    unsettled: bool = False,  # whether numbers moved so far in its notebook
     moved: list[Moved] | None = None,  # gets the numbers that differ
 ) -> list[str]:
     "Compare the outputs of a cell: how many, of which kind, and what they say."
@@ -274,6 +276,6 @@ def compare_outputs(
     problems = []
     for i, (a, b) in enumerate(zip(stored, new)):
         mine = {key.partition(" ")[2]: v for key, v in (measured or {}).items() if key.partition(" ")[0] == str(i)}
-        found = compare_output(a, b, tolerance, mine, moved)
+        found = compare_output(a, b, tolerance, mine, unsettled, moved)
         problems += [f"output {i + 1} of {len(was)} ({was[i]}):", *(f"  {line}" for line in found)] if found else []
     return problems

@@ -62,6 +62,11 @@ class Spread:
         place(notebook).parent.mkdir(exist_ok=True)
         place(notebook).write_text(f'{{\n{head},\n "cells": {{\n{rows}\n }}\n}}\n', encoding="utf-8", newline="\n")
 
+    def unsettled(self, cell: str) -> bool:
+        "Whether a number moved in this cell or in one before it: what follows may have moved by less than it shows."
+        before = list(self.cells)[: list(self.cells).index(cell) + 1] if cell in self.cells else []
+        return any(self.cells[c] for c in before)
+
     def problems(self, nb: NotebookNode) -> Iterator[str]:
         "Why it does not vouch for this notebook."
         if self.notebook != digest(nb): yield "the spread beside this notebook was measured for other cells or outputs: `make run` measures it"
@@ -103,7 +108,7 @@ def says_nothing(nb: NotebookNode, spread: Spread) -> Iterator[str]:
                 numbers = tokenise(text, html)[1]
                 measured = spread.cells.get(cell.id, {}).get(f"{i} {key}", {})
                 if html and "text/plain" in out.data: continue  # the same once more
-                wide = [_said(n, s, tolerance) for n, s in zip(numbers, spreads_of(numbers, measured)) if s and _wide(n, s, tolerance)]
+                wide = [_said(n, s, tolerance) for n, s in zip(numbers, spreads_of(numbers, measured, spread.unsettled(cell.id))) if s and _wide(n, s, tolerance)]
                 whole = [_said(n, measured[j], tolerance) for j, n in enumerate(numbers) if n.whole and j in measured]
                 if wide: yield f"cell {cell.id}: {len(wide)} of {len(numbers)} numbers may be half as large or half as large again: {', '.join(wide[:6])}"
                 if whole: yield f"cell {cell.id}: whole numbers that moved: {', '.join(whole[:6])}"
