@@ -35,7 +35,7 @@ import lmbook
 import tools.notebooks
 
 ROOT = tools.notebooks.ROOT
-CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors"}
+CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
 EXTRAS = {"corpora", "cleaning", "tokenization", "tensorboard", "ray", "book", "docs", "parity", "compiled", "test", "dev"}
 NBDEV = {"nbdev": "==2.4.14", "fastcore": "<2", "execnb": "<0.2", "ghapi": "<2"}  # the last that reads settings.ini, and what it needs
 MODULES = sorted(p.stem for p in (ROOT / "lmbook").glob("*.py") if p.stem[0] != "_")
