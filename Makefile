@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --constraint constraints.txt torch
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compiled]' 2>/dev/null || echo "(no C++ compiler: some comparisons with other libraries will be skipped)"
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compiled]' 2>/dev/null || echo "(kenlm and knlm could not be compiled, for want of a C++ compiler or of Python's headers: comparisons with them will be skipped)"
 	@touch $(STAMP)
 
 lab: $(STAMP) ## open JupyterLab on the first chapter (LAB_IP, LAB_PORT: where it listens)

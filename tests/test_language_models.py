@@ -51,8 +51,8 @@ def corpus(seed: int = 0, V: int = 12, n: int = 60, longest: int = 30) -> list[l
 
 
 def compiled(name: str):
-    "A package that has to be compiled: where it is missing the test is skipped, but in CI it fails."
-    if os.environ.get("CI"): return __import__(name)
+    "A package that has to be compiled: where it is missing the test is skipped, but in CI it fails (up to Python 3.12: for 3.13 there is none)."
+    if os.environ.get("CI") and sys.version_info < (3, 13): return __import__(name)
     return pytest.importorskip(name)
 
 
