@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -84,6 +85,11 @@ def fingerprint() -> str:
     return hashlib.sha256(b"".join(p.read_bytes() for p in files) + "\n".join(versions).encode()).hexdigest()
 
 
+def layout() -> dict[str, Any]:
+    "The parts of the book, as `_toc.yml` names them."
+    return yaml.safe_load((DOCS / "_toc.yml").read_text(encoding="utf-8"))
+
+
 def build(root: Path = DOCS.parent, out: Path = DOCS / "_build", npm: bool = True) -> int:
     """Build the site of the project in `root` into `out/html`; returns Sphinx's exit status.
 
@@ -92,8 +98,7 @@ def build(root: Path = DOCS.parent, out: Path = DOCS / "_build", npm: bool = Tru
     """
     if npm: npm_ci()
     copy_vendor(out / "static" / "vendor")
-    layout = yaml.safe_load((DOCS / "_toc.yml").read_text(encoding="utf-8"))
-    stage.write_sources(root, layout, out / "source")
+    stage.write_sources(root, layout(), out / "source")
     stamp, doctrees = out / "clean-build", out / "doctrees"
     if not stamp.exists() or stamp.read_text(encoding="utf-8") != fingerprint(): shutil.rmtree(doctrees, ignore_errors=True)
     stamp.unlink(missing_ok=True)

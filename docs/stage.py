@@ -20,6 +20,8 @@ from typing import Any
 import nbformat
 import yaml
 
+from tools.notebooks import notebooks
+
 DIRECTIVE = re.compile(r"\s*#\s*\|(?P<text>.*)")
 NBVAL = re.compile(r"\s*#\s*(NBVAL_|PYTEST_VALIDATE_)")
 EXPORT = re.compile(r"exports?(\s+(?P<module>[\w.]+))?\s*$")
@@ -207,16 +209,19 @@ def api_page(module: str, chapter: Chapter) -> str:
     ])  # fmt: skip
 
 
+def part_of(number: int, layout: dict[str, Any]) -> str:
+    "The part of the book that a chapter of this number belongs to."
+    return [part["caption"] for part in layout["parts"] if part["from"] <= number][-1]
+
+
 def toc(layout: dict[str, Any], chapters: list[Chapter], modules: list[str]) -> dict[str, Any]:
-    "The table of contents for sphinx-external-toc: chapters that exist, with their numbers, then the reference."
-    known = {c.name: c for c in chapters}
-    listed = [name for part in layout["parts"] for name in part["chapters"]]
-    if missing := sorted(known.keys() - {*listed, layout["root"]}):
-        raise ValueError(f"notebooks that docs/_toc.yml does not list: {', '.join(missing)}")
-    parts = []
-    for part in layout["parts"]:
-        entries = [{"file": c.name, "title": f"{int(c.number)}. {c.title}"} for name in part["chapters"] if (c := known.get(name))]
-        if entries: parts.append({"caption": part["caption"], "chapters": entries})
+    "The table of contents for sphinx-external-toc: the chapters, in the order given, by the parts of their numbers; then the reference."
+    entries: dict[str, list[dict[str, str]]] = {part["caption"]: [] for part in layout["parts"]}
+    for c in chapters:
+        if c.name == layout["root"]: continue
+        if not c.number: raise ValueError(f"{c.name}.ipynb has no number, so it has no place in the book")
+        entries[part_of(int(c.number), layout)].append({"file": c.name, "title": f"{int(c.number)}. {c.title}"})
+    parts = [{"caption": caption, "chapters": rows} for caption, rows in entries.items() if rows]
     reference: list[dict[str, Any]] = [{"file": "claims"}]
     if modules: reference.append({"file": "api/index", "sections": [{"file": f"api/{m}", "title": m} for m in modules]})
     return {"format": "jb-book", "root": layout["root"], "parts": [*parts, {"caption": "Reference", "chapters": reference}]}
@@ -231,7 +236,7 @@ def write_sources(root: Path, layout: dict[str, Any], out: Path, package: str = 
     root: the project, with `nbs/` and the package.  layout: `docs/_toc.yml`.  A file that would not change is left alone, so that
     Sphinx reads again only what did.
     """
-    chapters = [read_chapter(p, package) for p in sorted((root / "nbs").glob("*.ipynb"))]
+    chapters = [read_chapter(p, package) for p in notebooks(folder=root / "nbs")]
     homes = {c.module: c for c in chapters if c.module}
     with (root / package / "data" / "claims.toml").open("rb") as f: claims = tomllib.load(f)["claim"]
     files: dict[str, str] = {f"{c.name}.ipynb": nbformat.writes(c.notebook) + "\n" for c in chapters}

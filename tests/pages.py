@@ -15,9 +15,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from nbformat import NotebookNode
 
+import tools.notebooks
+
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
-PREFACE = "index"  # counts as before chapter 00
+PREFACE = "index"  # stands before chapter 00
 
 
 def syntax(source: str) -> ast.Module:
@@ -51,16 +53,16 @@ def markdown(source: str) -> list[Token]:
 
 @dataclass(frozen=True)
 class Page:
-    "A notebook with its name and the places of the book's modules."
+    "A notebook with its name, and the homes of the book's modules."
 
     stem: str  # "01_corpora"
     nb: NotebookNode
-    order: dict[str, tuple[int, str]] = field(default_factory=dict)  # module -> place of the notebook that exports it
+    homes: dict[str, str] = field(default_factory=dict)  # module -> name of the notebook that exports it
 
     @property
-    def number(self) -> tuple[int, str]:
-        "Its place in the book: by number, and by name among those that share one (01_corpora, 01_small_world)."
-        return -1 if self.stem == PREFACE else int(m[0]) if (m := re.match(r"\d+", self.stem)) else 10**6, self.stem
+    def number(self) -> int | None:
+        "The number in its name; None for the preface."
+        return int(m[0]) if (m := re.match(r"\d+(?=_)", self.stem)) else None
 
     @property
     def code(self) -> list[NotebookNode]: return [c for c in self.nb.cells if c.cell_type == "code" and c.source.strip()]
@@ -97,7 +99,7 @@ def read(path: Path) -> NotebookNode:
 
 def book(folder: Path = NBS) -> list[Page]:
     "All notebooks in reading order."
-    order: dict[str, tuple[int, str]] = {}
-    pages = [Page(p.stem, read(p), order) for p in sorted(folder.glob("*.ipynb"))]
-    order |= {p.module: p.number for p in pages if p.module}
-    return sorted(pages, key=lambda p: p.number)
+    homes: dict[str, str] = {}
+    pages = [Page(p.stem, read(p), homes) for p in tools.notebooks.notebooks(folder=folder)]
+    homes |= {p.module: p.stem for p in pages if p.module}
+    return pages

@@ -20,19 +20,19 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import nbformat
 import pytest
-import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 pytest.importorskip("playwright", reason="the browser tests need playwright (pip install -e '.[dev]')")
 from docs import build, stage
 from docs._ext.search import split as split_words
 from tests import browser as br
+from tools.notebooks import notebooks
 
 ROOT = Path(os.environ.get("LMBOOK_SITE_ROOT", build.DOCS.parent))  # another project, when working on the site itself
 DOCS = build.DOCS
 OUT = DOCS / "_build" if ROOT == DOCS.parent else ROOT / "_build"
-CHAPTERS = [stage.read_chapter(p, "lmbook") for p in sorted((ROOT / "nbs").glob("*.ipynb"), key=lambda p: (p.stem != "index", p.stem))]
-MODULES = [c.module for c in sorted(CHAPTERS, key=lambda c: c.name) if c.module]
+CHAPTERS = [stage.read_chapter(p, "lmbook") for p in notebooks(folder=ROOT / "nbs")]
+MODULES = [c.module for c in CHAPTERS if c.module]
 PAGES = [c.name for c in CHAPTERS] + ["claims"] + ["api/index", *(f"api/{m}" for m in MODULES)] * bool(MODULES)
 GENERATED = ["genindex", "py-modindex", "search"]
 
@@ -92,11 +92,13 @@ def test_evidence_that_is_not_there_stops_the_build(evidence):
         stage.evidence_link({"id": "D1-02", "evidence": evidence}, [stage.Chapter("01_m", new_notebook(), headings=["What is it?"])])
 
 
-def test_a_notebook_that_the_contents_do_not_list_stops_the_build():
-    layout = {"root": "index", "parts": [{"caption": "Text", "chapters": ["01_a", "02_b"]}]}
-    assert stage.toc(layout, [stage.Chapter("02_b", new_notebook(), title="B")], [])["parts"][0] == {
-        "caption": "Text", "chapters": [{"file": "02_b", "title": "2. B"}]}  # fmt: skip
-    with pytest.raises(ValueError, match="03_c"): stage.toc(layout, [stage.Chapter("03_c", new_notebook())], [])
+def test_chapters_stand_in_the_parts_of_their_numbers():
+    layout = {"root": "index", "parts": [{"from": 0, "caption": "Start"}, {"from": 10, "caption": "Text"}, {"from": 20, "caption": "Learning"}]}
+    names = ["index", "00_a", "20_b", "29_c"]
+    assert stage.toc(layout, [stage.Chapter(n, new_notebook(), title=n[-1].upper()) for n in names], [])["parts"][:-1] == [
+        {"caption": "Start", "chapters": [{"file": "00_a", "title": "0. A"}]},
+        {"caption": "Learning", "chapters": [{"file": "20_b", "title": "20. B"}, {"file": "29_c", "title": "29. C"}]}]  # fmt: skip
+    with pytest.raises(ValueError, match="other.ipynb has no number"): stage.toc(layout, [stage.Chapter("other", new_notebook())], [])
 
 
 def test_search_splits_chinese_into_pairs():
@@ -507,13 +509,12 @@ def test_a_warning_fails_the_build_each_time(tmp_path, capfd):
 
 def test_unchanged_sources_are_left_alone(tmp_path):
     root, out = small_project(tmp_path / "p"), tmp_path / "source"
-    layout = yaml.safe_load((DOCS / "_toc.yml").read_text("utf-8"))
     (out / "api").mkdir(parents=True)
     (out / "api" / "stale.rst").write_text("old", encoding="utf-8")
-    stage.write_sources(root, layout, out)
+    stage.write_sources(root, build.layout(), out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
     assert {p.name for p in before} >= {"01_corpora.ipynb", "lmbook.corpora.rst", "claims.md"} and out / "api" / "stale.rst" not in before
-    stage.write_sources(root, layout, out)
+    stage.write_sources(root, build.layout(), out)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
 
 

@@ -37,10 +37,15 @@ KEEP_CELL_METADATA = {"tags", "jupyter"}
 KERNELSPEC = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 
 
-def notebooks(paths: list[str] | None = None) -> list[Path]:
-    "The notebooks named, or all chapters in reading order (the preface first)."
+def reading_order(name: str) -> tuple[bool, str]:
+    "By this the book is sorted, everywhere: the preface, then the chapters by their names, which begin with their numbers."
+    return name != "index", name
+
+
+def notebooks(paths: list[str] | None = None, folder: Path | None = None) -> list[Path]:
+    "The notebooks named, or all of a folder (default: the book's) in reading order."
     if paths: return [Path(p) for p in paths]
-    return sorted(NBS.glob("*.ipynb"), key=lambda p: (p.stem != "index", p.stem))
+    return sorted((folder or NBS).glob("*.ipynb"), key=lambda p: reading_order(p.stem))
 
 
 def merge_streams(outputs: list) -> list:
