@@ -19,7 +19,7 @@ import time
 import tomllib
 import venv
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from email.parser import Parser
 from functools import cache
 from importlib import metadata
@@ -33,6 +33,7 @@ from packaging.version import Version
 
 import lmbook
 import tools.notebooks
+from docs import build, stage
 
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
@@ -404,6 +405,63 @@ def test_the_readme_lists_every_chapter_with_its_module():
     for name, module in rows.items():
         found = re.search(r"#\| default_exp (\w+)", (ROOT / "nbs" / name).read_text(encoding="utf-8"))
         assert module.strip() == (f"`lmbook.{found[1]}`" if found else ""), name
+
+
+def expanded(numbers: str) -> list[int]:
+    "`12, 14-16` as 12, 14, 15, 16."
+    ends = [[int(n) for n in piece.split("-")] for piece in numbers.split(",") if piece.strip()]
+    return [n for first, *last in ends for n in range(first, (last or [first])[0] + 1)]
+
+
+def table_problems(text: str, names: list[str], layout: dict) -> Iterator[str]:
+    "What in a table of chapters does not follow from the names of the notebooks: order, numbers, parts, and what is still planned."
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in re.findall(r"^\|.*\|.*\|.*\|$", text, re.MULTILINE)][2:]
+    linked = [(number, link[1], row) for number, row, *_ in rows if (link := re.search(r"\]\(nbs/(\w+)\.ipynb\)", row))]
+    if [name for _, name, _ in linked] != names: yield "the chapters are not listed once each, in the order of their names"
+    taken, part = {int(name[:2]) for name in names if name[:2].isdecimal()}, layout["parts"][0]["caption"]
+    for number, row, _, status in rows:
+        if caption := re.fullmatch(r"\*\*(.*)\*\*", row):
+            part = caption[1]
+            continue
+        link = re.search(r"\]\(nbs/(\w+)\.ipynb\)", row)
+        if (status == "planned") == bool(link): yield f"{row}: {status}, and {'a' if link else 'no'} notebook"
+        if link and number != (link[1][:2] if link[1][:2].isdecimal() else ""): yield f"{link[1]} stands as {number!r}"
+        if not link: yield from (f"{row}: the number {n} is taken" for n in expanded(number) if n in taken)
+        if wrong := [n for n in expanded(number) if stage.part_of(n, layout) != part]: yield f"{row}: {wrong} does not belong to the part {part!r}"
+
+
+def test_the_table_in_the_readme_follows_the_names():
+    assert list(table_problems(README, [p.stem for p in tools.notebooks.notebooks()], build.layout())) == []
+
+
+TABLE = """
+| | notebook | module | status |
+| --- | --- | --- | --- |
+| | [How](nbs/index.ipynb) | `lmbook.claims` | done |
+| 00 | [The road](nbs/00_tour.ipynb) | | done |
+| | **Text** | | |
+| 10 | [Corpora](nbs/10_corpora.ipynb): files | `lmbook.corpora` | done |
+| 12 | [Cleaning](nbs/12_cleaning.ipynb): shards | `lmbook.cleaning` | done |
+| 11, 13-14 | Others | | planned |
+"""
+
+
+@pytest.mark.parametrize("old, new, says", [
+    ("", "", ""),
+    ("| 10 | [Corpora](nbs/10_corpora.ipynb): files | `lmbook.corpora` | done |\n", "", "not listed once each"),
+    ("| 10 | [Corpora](nbs/10_corpora.ipynb): files", "| 10 | [Corpora](nbs/12_cleaning.ipynb): files", "in the order of their names"),
+    ("| 12 | [Cleaning]", "| 02 | [Cleaning]", "12_cleaning stands as '02'"),
+    ("| 11, 13-14 |", "| 11-13 |", "Others: the number 12 is taken"),
+    ("| 11, 13-14 |", "| 11, 20 |", "Others: [20] does not belong to the part 'Text'"),
+    ("| | **Text** | | |\n", "", "[10] does not belong to the part 'Start'"),
+    ("`lmbook.cleaning` | done", "`lmbook.cleaning` | planned", "shards: planned, and a notebook"),
+    ("Others | | planned", "Others | | done", "Others: done, and no notebook"),
+])  # fmt: skip
+def test_the_check_of_the_table_sees_what_is_wrong(old: str, new: str, says: str):
+    layout = {"parts": [{"from": 0, "caption": "Start"}, {"from": 10, "caption": "Text"}, {"from": 20, "caption": "Learning"}]}
+    assert old in TABLE
+    problems = "\n".join(table_problems(TABLE.replace(old, new), ["index", "00_tour", "10_corpora", "12_cleaning"], layout))
+    assert says in problems and bool(says) == bool(problems)
 
 
 def test_the_tree_in_the_readme_is_there():
