@@ -41,7 +41,7 @@ elsewhere: $(STAMP) ## re-run all notebooks as other processors would compute th
 docs: $(STAMP) ## render the site into docs/_build/html (warnings are errors)
 	$(PY) -m docs.build
 
-run: export ## execute a notebook, store its outputs and how far they move: make run NB=nbs/01_corpora.ipynb (default: all)
+run: export ## execute a notebook, store its outputs and how far they move: make run NB=nbs/10_corpora.ipynb (default: all)
 	$(PY) -m tools.notebooks run --jobs $(JOBS) $(NB)
 
 draft: export ## the same, once and without measuring: for the time of writing

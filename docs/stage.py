@@ -92,7 +92,7 @@ class Chapter:
 
     @property
     def number(self) -> str:
-        "'03' for 03_tokenization, empty for the preface."
+        "'15' for 15_tokenization, empty for the preface."
         return m[0] if (m := re.match(r"\d+(?=_)", self.name)) else ""
 
 

@@ -55,7 +55,7 @@ def markdown(source: str) -> list[Token]:
 class Page:
     "A notebook with its name, and the homes of the book's modules."
 
-    stem: str  # "01_corpora"
+    stem: str  # "10_corpora"
     nb: NotebookNode
     homes: dict[str, str] = field(default_factory=dict)  # module -> name of the notebook that exports it
 

@@ -225,11 +225,9 @@ def shared_numbers(pages: list[Page]) -> Iterator[str]:
         if number is not None and count > 1: yield f"{number:02}: {', '.join(p.stem for p in pages if p.number == number)}"
 
 
-@pytest.mark.xfail(strict=True, reason="until the chapters are renumbered")
 def test_no_two_chapters_share_a_number(): assert list(shared_numbers(PAGES)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="until the chapters are renumbered")
 def test_the_first_digit_is_the_part():
     begins = [part["from"] for part in build.layout()["parts"]]
     assert begins[0] == 0 and begins == sorted(set(begins)) and all(n % 10 == 0 for n in begins)

@@ -302,7 +302,7 @@ def test_an_export_that_was_forgotten_is_noticed(copied: Path):
 
 
 def test_a_notebook_that_changed_is_noticed(copied: Path):
-    path = copied / "nbs" / "01_small_world.ipynb"
+    path = copied / "nbs" / "11_small_world.ipynb"
     page = nbformat.read(path, as_version=4)
     cell = next(c for c in page.cells if c.source.startswith("#| export") and "def phrase" in c.source)
     cell.source += "\n\ndef added() -> int: return 1"
@@ -569,8 +569,8 @@ def test_an_installation_that_failed_is_not_taken_for_one(project: Project):
 def test_each_command_calls_what_it_says(project: Project):
     project.make("install")
     assert project.make("lab") == ["-m tools.lab"] and ".venv/bin/python -m tools.lab\n" in README
-    assert project.make("run", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run --jobs 2 nbs/01_corpora.ipynb"
-    assert project.make("draft", "NB=nbs/01_corpora.ipynb")[-1] == "-m tools.notebooks run --draft --jobs 2 nbs/01_corpora.ipynb"
+    assert project.make("run", "NB=nbs/10_corpora.ipynb")[-1] == "-m tools.notebooks run --jobs 2 nbs/10_corpora.ipynb"
+    assert project.make("draft", "NB=nbs/10_corpora.ipynb")[-1] == "-m tools.notebooks run --draft --jobs 2 nbs/10_corpora.ipynb"
     assert project.make("elsewhere", "JOBS=1") == ["-m tools.elsewhere --jobs 1"]
     assert project.make("export") == ["-m tools.notebooks export"]
     calls = project.make("test")

@@ -419,7 +419,7 @@ def small_project(root: Path, extra: str = "") -> Path:
     shutil.copy(DOCS.parent / "settings.ini", root)
     claims = (DOCS.parent / "lmbook" / "data" / "claims.toml").read_text("utf-8")
     claims = re.sub(r"^(verdict|finding|evidence) = .*\n", "", claims, flags=re.M)
-    judged = 'id = "D1-01"\nverdict = "holds if x < 1"\nfinding = "It *is* so: `a_b`."\nevidence = "01_corpora#词向量"\n'
+    judged = 'id = "D1-01"\nverdict = "holds if x < 1"\nfinding = "It *is* so: `a_b`."\nevidence = "10_corpora#词向量"\n'
     (root / "lmbook" / "data" / "claims.toml").write_text(claims.replace('id = "D1-01"\n', judged), encoding="utf-8")
     (root / "lmbook" / "__init__.py").write_text('__version__ = "0"\n', encoding="utf-8")
     (root / "lmbook" / "corpora.py").write_text(MODULE, encoding="utf-8")
@@ -441,8 +441,8 @@ def small_project(root: Path, extra: str = "") -> Path:
         new_code_cell("#| hide\nsecret = 1", execution_count=6),
         new_code_cell("print('out')", execution_count=7, outputs=[new_output("stream", text="a line that is longer than a phone " * 9)]),
     ]  # fmt: skip
-    nbformat.write(new_notebook(cells=cells), root / "nbs" / "01_corpora.ipynb")
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# The Book\n\n[one](01_corpora.ipynb#词向量)")]), root / "nbs" / "index.ipynb")
+    nbformat.write(new_notebook(cells=cells), root / "nbs" / "10_corpora.ipynb")
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# The Book\n\n[one](10_corpora.ipynb#词向量)")]), root / "nbs" / "index.ipynb")
     return root
 
 
@@ -455,13 +455,13 @@ def small(tmp_path_factory) -> Path:
 
 def test_everything_a_chapter_may_hold(chrome, small):
     with br.served(small / "_build" / "html") as url, br.window(chrome, url) as w:
-        for name in ["01_corpora", "index", "claims", "api/lmbook.corpora"]:
+        for name in ["10_corpora", "index", "claims", "api/lmbook.corpora"]:
             assert not (problems := looked_at(w, f"{name}.html")), "\n".join(problems)
-        page = w.open("01_corpora.html")
+        page = w.open("10_corpora.html")
         assert page.locator("figcaption").inner_text().strip() == "A black square"
         assert page.locator("figure img").get_attribute("alt") == "A black square"
         assert "secret" not in page.content() and page.locator("div.cell details").count() == 1
-        assert page.locator(".chapter-line").inner_text() == "Chapter 1 · lmbook.corpora"
+        assert page.locator(".chapter-line").inner_text() == "Chapter 10 · lmbook.corpora"
         assert page.locator("[id='check-D1-01'] .text_html, [id='check-D1-01'] table").count() > 0
     assert not broken_links(small / "_build" / "html")
 
@@ -495,7 +495,7 @@ def test_search_finds_chinese(chrome, small):
 
 def test_works_from_a_file_without_a_server(chrome, small):
     with br.window(chrome, (small / "_build" / "html").as_uri() + "/") as w:
-        page = w.open("01_corpora.html")
+        page = w.open("10_corpora.html")
         problems = [*w.problems, *br.math_problems(page), *br.diagram_problems(page), *br.figure_problems(page)]
         assert not problems, "\n".join(problems)
         assert any("Corpora" in title for title in search(page, "corpora")) and not w.problems
@@ -513,7 +513,7 @@ def test_unchanged_sources_are_left_alone(tmp_path):
     (out / "api" / "stale.rst").write_text("old", encoding="utf-8")
     stage.write_sources(root, build.layout(), out)
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
-    assert {p.name for p in before} >= {"01_corpora.ipynb", "lmbook.corpora.rst", "claims.md"} and out / "api" / "stale.rst" not in before
+    assert {p.name for p in before} >= {"10_corpora.ipynb", "lmbook.corpora.rst", "claims.md"} and out / "api" / "stale.rst" not in before
     stage.write_sources(root, build.layout(), out)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()} == before
 

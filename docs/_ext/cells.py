@@ -55,7 +55,7 @@ def export_mark(meta: dict, docname: str) -> nodes.paragraph:
 
 
 def chapter_line(app: Sphinx, docname: str) -> nodes.paragraph | None:
-    "`Chapter 3 · lmbook.tokenization` for a chapter, None for other pages."
+    "`Chapter 15 · lmbook.tokenization` for a chapter, None for other pages."
     number = docname.partition("_")[0]
     if not number.isdecimal(): return None
     line = nodes.paragraph(classes=["chapter-line"])

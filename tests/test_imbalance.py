@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmbook.cleaning import CleaningError, apply_steps
-from lmbook.records import (
+from lmbook.imbalance import (
     calibration_error,
     class_weights,
     f1,
