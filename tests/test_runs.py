@@ -6,10 +6,8 @@ import gzip
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -104,16 +102,26 @@ def test_a_finished_run_is_not_done_again(folder: Path, text: Path):
     assert (folder / "model.safetensors").stat().st_mtime_ns == before and "is finished" in said[0]
 
 
+# A person who presses Ctrl-C when the first loss is in the log. It sits in the process itself, so that on a busy machine it is not too late.
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from lmbook.runs import main
+
+def interrupt():
+    while not (os.path.exists(os.environ["LOG"]) and "loss" in open(os.environ["LOG"]).read()): time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+sys.exit(main())
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
 def test_ctrl_c_saves_and_the_same_command_goes_on(text: Path, tmp_path: Path):
     words = ["train", "--text", str(text), "--by", "line", "--steps", "400", "--batch-size", "4", "--out", str(tmp_path / "run"), "--set", *(f"{k}={v}" for k, v in (SMALL | CPU).items())]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", "import sys; from lmbook.runs import main; sys.exit(main())", *words], env=env, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (tmp_path / "run" / "log.jsonl").exists(): time.sleep(0.02)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130 and "the same command goes on" in err.splitlines()[-1]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "run" / "log.jsonl")}
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *words], env=env, text=True, capture_output=True)
+    assert done.returncode == 130 and "the same command goes on" in done.stderr.splitlines()[-1]
     step = latest(tmp_path / "run").step
     assert 0 < step < 400
     started = load_run(tmp_path / "run", "cpu")  # writes already
