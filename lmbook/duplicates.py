@@ -151,22 +151,29 @@ class NearDuplicates:
             if twin >= 0: reasons[row] = "near duplicate"
         return reasons
 
-# %% ../nbs/13_duplicates.ipynb #26087868b4
+# %% ../nbs/13_duplicates.ipynb #5e0042438b
 def repeated_passages(
     texts: Sequence[str],
     n: int = 50,  # tokens: passages of this length or longer (Lee et al. 2022 take 50)
+    keep_first: bool = False,  # not the part of a repetition that overlaps the first occurrence ("a a a a" is a beginning, not all repetition)
 ) -> list[list[tuple[int, int]]]: # for each text, (start, end) in characters; a passage ends where the next token begins
     "Passages that occurred before, in the same text or in an earlier one. The first occurrence is not among them."
     hashes, bounds, at = located_tokens(texts)
     grams, edges = ngram_hashes(hashes, bounds, n)
     order = np.argsort(grams, kind="stable")
-    again = order[1:][grams[order[1:]] == grams[order[:-1]]]  # stretches that are not the first of their kind
-    text_of = np.searchsorted(edges, again, side="right") - 1
-    begin = again - edges[text_of] + bounds[text_of]  # counted in tokens
-    step = np.zeros(len(hashes) + 1, np.int64)
-    np.add.at(step, begin, 1)
-    np.add.at(step, begin + n, -1)
-    covered = np.cumsum(step)[:-1] > 0
+    same = grams[order[1:]] == grams[order[:-1]]
+    again = order[1:][same]  # stretches that are not the first of their kind
+
+    def cover(stretches: np.ndarray) -> np.ndarray:
+        text_of = np.searchsorted(edges, stretches, side="right") - 1
+        begin = stretches - edges[text_of] + bounds[text_of]  # counted in tokens
+        step = np.zeros(len(hashes) + 1, np.int64)
+        np.add.at(step, begin, 1)
+        np.add.at(step, begin + n, -1)
+        return np.cumsum(step)[:-1] > 0
+
+    covered = cover(again)
+    if keep_first: covered &= ~cover(np.setdiff1d(order[:-1][same], again))
     change = np.flatnonzero(np.diff(np.concatenate([[False], covered, [False]])))
     out: list[list[tuple[int, int]]] = [[] for _ in texts]
     for start, end in change.reshape(-1, 2).tolist():
@@ -189,7 +196,7 @@ def cut_passages(text: str, spans: Iterable[tuple[int, int]]) -> str:
 
 def cut_repetition(text: str, n: int = 50) -> str:
     "A text without passages of `n` tokens or more that it has said before: for `lmbook.cleaning.Rewrite`."
-    return cut_passages(text, repeated_passages([text], n)[0])
+    return cut_passages(text, repeated_passages([text], n, keep_first=True)[0])
 
 # %% ../nbs/13_duplicates.ipynb #7264554cbb
 def overlap(

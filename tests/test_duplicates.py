@@ -198,6 +198,10 @@ def test_passages_are_those_of_the_definition(texts, n):
         assert all(a < b for a, b in spans) and all(x[1] <= y[0] for x, y in zip(spans, spans[1:]))
 
 
+@pytest.mark.parametrize("text, kept", [("a a a a", "a a a"), ("b a a a a a", "b a a a"), ("a b a b a b c", "a b a b c"), ("a b c a b c d", "a b c d")])
+def test_a_repetition_that_overlaps_its_first_occurrence_leaves_it_whole(text, kept): assert cut_repetition(text, 3) == kept
+
+
 @given(st.text(alphabet="ab ", max_size=60))
 def test_cutting_keeps_the_first_occurrence(text):
     kept = cut_repetition(text, 3)
