@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install --quiet --constraint constraints.txt torch
-	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[compiled]' 2>/dev/null || echo "(kenlm and knlm could not be compiled, for want of a C++ compiler or of Python's headers: comparisons with them will be skipped)"
 	@touch $(STAMP)
 

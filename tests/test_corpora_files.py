@@ -475,7 +475,7 @@ def test_data_sets_by_name_from_a_mirror(tmp_path):
     env |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_XET": "1",
             "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", timeout=120, cwd=tmp_path)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, encoding="utf-8", timeout=600, cwd=tmp_path)
     server.shutdown()
     server.server_close()
     assert done.returncode == 0, done.stderr
