@@ -58,7 +58,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None: raise VectorsError(f"{path}: {error.strerror}.") from error
         raise VectorsError(f"{path}: the compressed data are damaged ({error}). Fetch the file again.") from error
 
-# %% ../nbs/31_vectors.ipynb #6f8f1f2818
+# %% ../nbs/31_vectors.ipynb #2cf6c221dd
 @dataclass(frozen=True)
 class _Layout:
     "What the first part of a file tells."
@@ -73,6 +73,11 @@ def _number(field: bytes) -> bool:
     try: float(field)
     except ValueError: return False
     return True
+
+
+def _numbers_at_end(fields: list[bytes]) -> int:
+    "How many fields from the second on are numbers, counted from the end: a word may have spaces in it."
+    return next((i for i, field in enumerate(reversed(fields[1:])) if not _number(field)), len(fields) - 1)
 
 
 def _layout(path: Path, head: bytes, format: str) -> _Layout:
@@ -95,7 +100,8 @@ def _layout(path: Path, head: bytes, format: str) -> _Layout:
         if not count or not dim: raise VectorsError(f"{path}: the header promises {count} words of {dim} numbers. There is nothing to read: fetch the file again.")
         return _Layout(format, dim, count, start + len(line) + 1)
     if b"\0" in head: raise VectorsError(f"{path}: there are zero bytes in it, so it is no text, and it has no header as a binary file of vectors has. Is it another kind of file?")
-    widths = Counter(len(line.split()) - 1 for line in head[start:].split(b"\n")[:1000] if line.strip())
+    lines = [line.split() for line in head[start:].split(b"\n")[:1000] if line.strip()]
+    widths = Counter(map(_numbers_at_end, lines)) if any(map(_numbers_at_end, lines)) else Counter(len(line) - 1 for line in lines)
     dim = max(widths, key=lambda width: (widths[width], -width), default=0)
     if dim < 1: raise VectorsError(f"{path}: its lines do not hold a word and numbers, but for example {line[:40].decode('utf-8', 'replace')!r}. Is it another kind of file?")
     return _Layout("glove", dim, start=start)
@@ -350,7 +356,7 @@ def stream_vectors(
         for words, matrix, _ in blocks: yield from zip(words, matrix)
     file.warn()
 
-# %% ../nbs/31_vectors.ipynb #6ced722547
+# %% ../nbs/31_vectors.ipynb #af3c21975b
 @contextmanager
 def _whole(path: Path) -> Iterator[BinaryIO]:
     "A file to write under another name, which gets its own when it is whole."
@@ -384,7 +390,7 @@ def _writable(words: Sequence[str], format: str) -> list[bytes]:
         if format != "safetensors" and not wrong:
             if raw != raw.strip(b" \t") or b"\t" in raw: wrong = "a tab, or a space at an end"
             elif b" " in raw and format != "glove": wrong = "a space"
-            elif b"  " in raw or b" " in raw and all(map(_number, raw.split(b" ")[1:])): wrong = "spaces that would be taken for the end of the word"
+            elif b"  " in raw or b" " in raw and _number(raw.rpartition(b" ")[2]): wrong = "spaces that would be taken for the end of the word"
         if wrong: raise VectorsError(f"The word {word!r} has {wrong}, and a file in the format {format!r} could not be read again. Rename it; 'safetensors' allows all but line breaks.")
         out.append(raw)
     return out

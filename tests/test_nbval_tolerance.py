@@ -33,9 +33,6 @@ from tools.elsewhere import Outcome, part, table
 from tools.notebooks import notebooks
 from tools.spread import Spread, compared, digest
 
-settings.register_profile("lmbook", deadline=None)  # no test is about time: the machine is shared
-settings.load_profile("lmbook")
-
 # ---------------------------------------------------------------- the comparison itself
 
 IS_TEXT = "D1-13 utf-8 x86_64 float32 GPT2 GPT-2 1.2.3 v1.25 0x7f3a 3f2a9c 7dec92b5 12e4ab 500x300 127.0.0.1".split()

@@ -98,6 +98,20 @@ def test_any_words_and_any_numbers_come_back(tmp_path_factory, data):
         if dim > 1 or format != "glove": assert equal(read_vectors(path, format), before)
 
 
+@pytest.mark.parametrize("words", [["0 :"], ["New York", "San Jose", "a"], ["at name@domain.com"], [". . .", "1 a"], ["7"], ["7 b c", "d"]])
+@pytest.mark.parametrize("dim", [2, 3])
+def test_the_width_is_that_of_the_numbers_even_where_most_words_have_spaces(here, words, dim):
+    before = some(words, dim=dim)
+    write_vectors(before, "a.txt")
+    assert equal(read_vectors("a.txt"), before)
+
+
+@pytest.mark.parametrize("word", ["catch 22", "the area 51", "a nan"])
+def test_a_word_whose_end_would_be_taken_for_a_number_is_not_written(here, word):
+    with pytest.raises(VectorsError, match="would be taken"): write_vectors(some([word]), "a.txt")
+    assert not Path("a.txt").exists()
+
+
 def test_random_float32_survive_text(here):
     bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint32).view(np.float32)
     bits = bits[np.isfinite(bits)][:190_000].reshape(-1, 10)
