@@ -6,7 +6,7 @@ libraries below numpy and torch read from the environment which instructions the
 
 `MEASURED` are the arithmetics from which a number's tolerance is learned (tools/spread.py), `ELSEWHERE` others, which nothing is learned
 from: the book's outputs must hold there too (`make elsewhere`). `python -m tools.arithmetics` shows what each changes on this machine.
-On a processor that is not an x86, only the threads make a difference.
+On a processor that is not an x86, only the threads make a difference. What this processor cannot do is left out.
 """
 
 from __future__ import annotations
@@ -40,6 +40,12 @@ class Arithmetic:
     settings: dict[str, str] = field(default_factory=dict)  # environment variables
     threads: int = 1
     numpy: tuple[str, ...] = ()  # numpy's own kernels that are switched off: names of features, as far as this processor has them
+    needs: tuple[str, ...] = ()  # any of these features; a library that is told to use what is not there ends with an illegal instruction
+
+    @property
+    def runs_here(self) -> bool:
+        "Whether this processor has the instructions."
+        return not self.needs or any(f in self.needs for f in numpy_features())
 
     def env(self) -> dict[str, str]:
         "The environment of a kernel that computes so."
@@ -56,17 +62,18 @@ def numpy_features() -> list[str]:
     return np.show_config(mode="dicts")["SIMD Extensions"].get("found", [])
 
 
-NEW, NEWEST = ("X86_V3", "AVX2", "FMA3", "X86_V4", "AVX512"), ("X86_V4", "AVX512")  # of some ten years ago, of today
+AVX2 = ("X86_V3", "AVX2")  # of some ten years ago: its names in numpy's releases
+NEWEST = ("X86_V4", "AVX512")  # of today
 
 AS_STORED = Arithmetic("as stored")
 MEASURED = [
     Arithmetic(
         "oldest",
         {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Prescott"},
-        numpy=NEW,
+        numpy=(*AVX2, "FMA3", *NEWEST),
     ),
     Arithmetic(
-        "AVX2", {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}
+        "AVX2", {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}, needs=AVX2
     ),
     Arithmetic("two threads", {"MKL_CBWR": "COMPATIBLE"}, threads=2),
 ]
@@ -74,10 +81,7 @@ ELSEWHERE = [
     Arithmetic(
         "AVX", {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "AVX", "OPENBLAS_CORETYPE": "Sandybridge"}, numpy=NEWEST
     ),
-    Arithmetic(
-        "mixed",
-        {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI", "OPENBLAS_CORETYPE": "SkylakeX"},
-    ),
+    Arithmetic("mixed", {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}, needs=AVX2),
     Arithmetic("three threads", {"MKL_CBWR": "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41", "OPENBLAS_CORETYPE": "Nehalem"}, threads=3),
 ]
 ALL = {a.name: a for a in [AS_STORED, *MEASURED, *ELSEWHERE]}
@@ -124,6 +128,7 @@ def main() -> None:
     stored = probed(AS_STORED)
     for group, arithmetics in {"measured": MEASURED, "elsewhere": ELSEWHERE}.items():
         for a in arithmetics:
+            if not a.runs_here: print(f"{group:9}  {a.name:13}  does not run on this processor"); continue
             changed = [name for name, digest in probed(a).items() if digest != stored[name]]
             print(f"{group:9}  {a.name:13}  {', '.join(changed) or 'changes nothing here'}")
 

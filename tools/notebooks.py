@@ -129,7 +129,7 @@ def run(paths: Iterable[Path], measured: Sequence[Arithmetic] = MEASURED, jobs: 
     """
     failed: list[Exception] = []
     with ThreadPoolExecutor(jobs) as pool:
-        rows = [(path, [(a, pool.submit(execute, path, a)) for a in (AS_STORED, *measured)]) for path in paths]
+        rows = [(path, [(a, pool.submit(execute, path, a)) for a in (AS_STORED, *measured) if a.runs_here]) for path in paths]
         for path, runs in rows:
             try: yield path, settle(path, runs)
             except Exception as error:
