@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test elsewhere docs run draft export lint clean
+.PHONY: help install lab test elsewhere docs run rerun draft export lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -43,6 +43,9 @@ docs: $(STAMP) ## render the site into docs/_build/html (warnings are errors)
 
 run: export ## execute a notebook, store its outputs and how far they move: make run NB=nbs/10_corpora.ipynb (default: all)
 	$(PY) -m tools.notebooks run --jobs $(JOBS) $(NB)
+
+rerun: export ## the same after cells were moved or renamed: keeps what was stored and measured where it still holds
+	$(PY) -m tools.notebooks run --kept --jobs $(JOBS) $(NB)
 
 draft: export ## the same, once and without measuring: for the time of writing
 	$(PY) -m tools.notebooks run --draft --jobs $(JOBS) $(NB)

@@ -26,7 +26,7 @@ from pathlib import Path
 import nbformat
 
 from tools.arithmetics import AS_STORED, MEASURED, Arithmetic
-from tools.spread import Spread, measure, place, says_nothing
+from tools.spread import Spread, carried, measure, place, says_nothing
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
@@ -139,6 +139,40 @@ def run(paths: Iterable[Path], measured: Sequence[Arithmetic] = MEASURED, jobs: 
     if failed: raise failed[0] if len(failed) == 1 else ExceptionGroup("these notebooks were not stored", failed)
 
 
+def committed() -> list[tuple[nbformat.NotebookNode, Spread]]:
+    "The notebooks of the last commit whose spreads vouch for them."
+    def shown(path: Path) -> str:
+        command = ["git", "show", f"HEAD:{path.relative_to(ROOT).as_posix()}"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True).stdout
+
+    listed = subprocess.run(["git", "ls-tree", "--name-only", "HEAD", "nbs/"], cwd=ROOT, capture_output=True, text=True, check=True)
+    known = []
+    for name in listed.stdout.split():
+        path = ROOT / name
+        try: nb, spread = nbformat.reads(shown(path), as_version=4), Spread.read(shown(place(path)))
+        except (subprocess.CalledProcessError, ValueError): continue  # no notebook, or one that was not measured
+        if not list(spread.problems(nb)): known.append((nb, spread))
+    return known
+
+
+def rerun(paths: Iterable[Path], jobs: int = 2) -> Iterator[tuple[Path, list[str]]]:
+    """Execute notebooks whose cells were moved or renamed, and keep what was stored and measured where it still holds.
+
+    Those that show something else are measured as by `run`.
+    """
+    known, rest = committed(), []
+    with ThreadPoolExecutor(jobs) as pool:
+        for path, waiting in [(path, pool.submit(execute, path)) for path in paths]:
+            nb = waiting.result()
+            own = [pair for pair in known if pair[0].cells[0].source == nb.cells[0].source]  # of the same title
+            spread = carried(nb, [*own, *(pair for pair in known if pair not in own)])
+            if spread is None: rest.append(path); continue
+            store(nb, path)
+            spread.store(path)
+            yield path, ["what it shows and how far that moves are what they were"]
+    yield from run(rest, jobs=jobs)
+
+
 def spread_problems(page: Path) -> list[str]:
     "Why what was measured for a notebook does not vouch for it."
     spread = Spread.load(page)
@@ -198,6 +232,7 @@ def main() -> None:
     run_args = commands.add_parser("run", help="execute notebooks in a clean kernel, store their outputs and measure how far the numbers move")
     run_args.add_argument("paths", nargs="*", help="notebooks (default: all)")
     run_args.add_argument("--draft", action="store_true", help="execute once and measure nothing (the tests will ask for the rest)")
+    run_args.add_argument("--kept", action="store_true", help="cells were only moved or renamed: measure a notebook only if it shows something else")
     run_args.add_argument("--jobs", type=int, default=2, help="kernels at a time (default: 2)")
     commands.add_parser("export", help="write lmbook/ from the notebooks")
     commands.add_parser("check", help="fail if lmbook/ is not what the notebooks export")
@@ -208,7 +243,8 @@ def main() -> None:
         export()
         start = time.perf_counter()
         try:
-            for path, notes in run(pages, [] if args.draft else MEASURED, args.jobs):
+            done = rerun(pages, args.jobs) if args.kept else run(pages, [] if args.draft else MEASURED, args.jobs)
+            for path, notes in done:
                 print("\n  ".join([f"{path}: stored after {time.perf_counter() - start:.0f} s", *notes]), flush=True)
         finally:
             record_findings(pages)

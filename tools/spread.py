@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,9 +49,14 @@ class Spread:
     @classmethod
     def load(cls, notebook: Path) -> Spread | None:
         "What was measured for a notebook; None where nothing was. ValueError for a file that is none."
-        try: data = json.loads(place(notebook).read_text(encoding="utf-8"))
+        try: return cls.read(place(notebook).read_text(encoding="utf-8"))
         except FileNotFoundError: return None
         except ValueError as error: raise ValueError(f"{place(notebook)} cannot be read: {error}") from None
+
+    @classmethod
+    def read(cls, text: str) -> Spread:
+        "From the text of such a file."
+        data = json.loads(text)
         cells = {c: {key: {int(i): float(s) for i, s in row.items()} for key, row in rows.items()} for c, rows in data["cells"].items()}
         return cls(data["notebook"], data["arithmetics"], cells)
 
@@ -96,6 +101,32 @@ def measure(stored: NotebookNode, others: dict[str, NotebookNode]) -> tuple[Spre
                         if a.value != b.value: row[j] = max(row.get(j, 0.0), float(f"{abs(a.value - b.value):.3g}"))
         if compared(cell): spread.cells[cell.id] = {key: dict(sorted(row.items())) for key, row in rows.items() if row}
     return spread, flips
+
+
+def carried(nb: NotebookNode, known: Sequence[tuple[NotebookNode, Spread]]) -> Spread | None:
+    """The spread of a notebook whose cells were moved or renamed, and compute what they did: then nothing need be measured again.
+
+    Each cell must show, within what was allowed, what a measured cell of the `known` notebooks shows: the one with its source, or else
+    one whose source is gone, those of the notebook that stands first in `known` first. `nb` gets the outputs that were stored, since the
+    last digits of this machine are no news; the pictures stay as they are. None where some cell shows what was not measured.
+    """
+    here = {cell.id for cell in nb.cells}
+    old = {c.id: (c, spread) for page, spread in reversed(known) for c in page.cells if compared(c)}
+    gone = [(c, spread) for page, spread in known for c in page.cells if compared(c) and c.id not in here]
+    result = Spread("", [a for a in known[0][1].arithmetics if all(a in spread.arithmetics for _, spread in known)] if known else [])
+    for cell in filter(compared, nb.cells):
+        for was, spread in [old[cell.id]] if cell.id in old else gone:
+            rows = spread.cells.get(was.id, {})
+            if compare_outputs(was.outputs, cell.outputs, Tolerance.of(cell.source), rows, spread.unsettled(was.id)): continue
+            result.cells[cell.id] = rows
+            gone = [pair for pair in gone if pair[0] is not was]
+            for new, stored in zip(cell.outputs, was.outputs):
+                if "data" not in new: new.text = stored.text
+                else: new.data |= {kind: value for kind, value in stored.data.items() if not kind.startswith("image/")}
+            break
+        else: return None
+    result.notebook = digest(nb)
+    return result
 
 
 def says_nothing(nb: NotebookNode, spread: Spread) -> Iterator[str]:
