@@ -419,7 +419,7 @@ class Drawing:
         self.parts.append(("grid", title))
         return Box(x, y, m * cell, n * cell, outline)
 
-# %% ../nbs/01_core.ipynb #40b88da79b
+# %% ../nbs/01_core.ipynb #b97893bb01
 @dataclass(frozen=True)
 class Measured:
     "What a benchmark found, once. Indexing gives its results; shown, it is a badge: when, on what, by which command."
@@ -432,11 +432,13 @@ class Measured:
         return self.facts[key]
 
     def _lines(self) -> list[str]:
-        machine = self.facts.get("machine", {})
+        parts = [p for p in (self.facts, *self.facts.values()) if isinstance(p, Mapping)]  # parts may have been measured one by one
+        dates = sorted({p["date"] for p in parts if "date" in p})
+        machine = next((p["machine"] for p in parts if "machine" in p), {})
         packages = [f"{name} {number}" for name, number in machine.get("packages", {}).items()]
         on = [machine.get("cpu", ""), f"{n} core{'s' * (n > 1)}" if (n := machine.get("cores")) else "", *packages]
-        when = self.facts.get("date", "at an unknown date")
-        return [f"measured once, {when}", ", ".join(filter(None, on)), self.facts.get("command", "")]
+        when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "at an unknown date"
+        return [f"measured once, {when}", ", ".join(filter(None, on)), self.facts.get("command", f"python -m benchmarks.{self.name}")]
 
     def __repr__(self) -> str: return "\n  ".join(self._lines())
 

@@ -32,7 +32,7 @@ from tools.arithmetics import AS_STORED, ELSEWHERE, MEASURED, NEWEST, numpy_feat
 from tools.compare import Moved, Number, Tolerance, compare_text, spreads_of, tokenise
 from tools.elsewhere import Outcome, part, table
 from tools.notebooks import notebooks
-from tools.spread import Spread, compared, digest
+from tools.spread import Spread, carried, compared, digest
 
 # ---------------------------------------------------------------- the comparison itself
 
@@ -622,3 +622,61 @@ def test_the_parts_go_round_the_whole_book():
     parts = [part(f"{i:040x}") for i in range(400)]
     assert all(len(set(pages)) == 3 for _, pages in parts) and part("a") == part("a")
     assert {(a.name, page) for a, pages in parts for page in pages} == {(a.name, page) for a in ELSEWHERE for page in notebooks()}
+
+
+# ---------------------------------------------------------------- what was measured stands after a move
+
+
+def measured_page(*cells: tuple[str, str], spread: dict[int, dict[int, float]] | None = None):
+    "A notebook with its spread, from sources and what they show; `spread` gives the cells whose numbers moved."
+    nb = new_notebook(cells=[new_code_cell(source, outputs=[out(text)], id=f"id-{source}") for source, text in cells])
+    for cell in nb.cells: cell.id = "id" + re.sub(r"\W", "", cell.source)
+    rows = {c.id: {"0 stdout": (spread or {})[i]} if i in (spread or {}) else {} for i, c in enumerate(nb.cells)}
+    return nb, Spread(digest(nb), ["oldest"], rows)
+
+
+def fresh(nb, **changed: str):
+    "The same cells, executed on another machine."
+    copy = nbformat.from_dict(nb)
+    copy = nbformat.reads(nbformat.writes(copy), as_version=4)
+    for cell in copy.cells:
+        if cell.id in changed: cell.outputs = [out(changed[cell.id])]
+    return copy
+
+
+def test_moved_cells_keep_their_outputs_and_spreads():
+    one = measured_page(("a", "0.500\n"), ("b", "words\n"), spread={0: {0: 0.01}})
+    two = measured_page(("c", "7\n"), ("d", "1.25\n"), spread={1: {0: 0.1}})
+    nb = new_notebook(cells=[*fresh(two[0], idd="1.45\n").cells[1:], *fresh(one[0], ida="0.523\n").cells])
+    spread = carried(nb, [one, two])
+    assert spread is not None and not list(spread.problems(nb))
+    assert [c.outputs[0].text for c in nb.cells] == ["1.25\n", "0.500\n", "words\n"]  # what was stored
+    assert spread.cells == {"idd": {"0 stdout": {0: 0.1}}, "ida": {"0 stdout": {0: 0.01}}, "idb": {}} and spread.arithmetics == ["oldest"]
+
+
+def test_a_renamed_cell_takes_the_place_of_one_that_is_gone():
+    page = measured_page(("a", "0.500\n"), ("b", "0.900\n"), spread={0: {0: 0.01}})
+    nb = fresh(page[0], ida="0.56\n")
+    nb.cells[0].id, nb.cells[0].source = "new", "renamed"
+    spread = carried(nb, [page])
+    assert spread is None  # further than four times its spread
+    nb.cells[0].outputs = [out("0.510\n")]
+    spread = carried(nb, [page])
+    assert spread is not None and spread.cells["new"] == {"0 stdout": {0: 0.01}} and nb.cells[0].outputs[0].text == "0.500\n"
+
+
+@pytest.mark.parametrize("text", ["0.600\n", "half\n", "0.500\n0.500\n"])
+def test_a_cell_that_shows_something_new_is_measured(text):
+    page = measured_page(("a", "0.500\n"), ("b", "words\n"), spread={0: {0: 0.01}})
+    assert carried(fresh(page[0], ida=text), [page]) is None
+
+
+def test_nothing_known_is_nothing_kept():
+    nb, _ = measured_page(("a", "0.500\n"))
+    assert carried(nb, []) is None
+
+
+def test_two_renamed_cells_do_not_take_the_same_place():
+    page = measured_page(("a", "0.500\n"))
+    nb = new_notebook(cells=[new_code_cell("x", outputs=[out("0.500\n")], id="x"), new_code_cell("y", outputs=[out("0.500\n")], id="y")])
+    assert carried(nb, [page]) is None
