@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'Colour', 'Point', 'LmbookError', 'Check', 'optional', 'wh
            'seed_everything', 'random_state', 'set_random_state', 'best_device', 'evaluating', 'Box', 'Drawing',
            'Measured', 'measured_once']
 
-# %% ../nbs/01_core.ipynb #deb66413bc
+# %% ../nbs/01_core.ipynb #b20a6bb9a1
 import difflib
 import html
 import importlib
@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -37,9 +37,9 @@ if TYPE_CHECKING:  # PyTorch takes a second to import; whoever only reads files 
 class LmbookError(ValueError):
     "What a user can mend. The message says what is wrong, and what to do about it. Every chapter's own error is one of these."
 
-# %% ../nbs/01_core.ipynb #f27e81f5ac
+# %% ../nbs/01_core.ipynb #64cd0306f4
 @cache
-def _literals(kind: type) -> dict[str, tuple]:
+def _literals(kind: Any) -> dict[str, tuple]:
     "The fields of a dataclass whose type is a Literal, with what may stand there."
     return {name: get_args(hint) for name, hint in get_type_hints(kind).items() if get_origin(hint) is Literal}
 
@@ -90,7 +90,7 @@ class Check:
 
     def choices(self, config: Any) -> None:
         "Each field that is typed as a Literal holds one of its words."
-        for name, options in _literals(type(config)).items(): self.choice(name, getattr(config, name), options)
+        for name, options in _literals(cast(Any, type(config))).items(): self.choice(name, getattr(config, name), options)
 
     def ids(
         self,
@@ -192,7 +192,7 @@ def whole_folder(
         if old.exists() and not path.exists(): old.rename(path)
         for leftover in (scratch, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/01_core.ipynb #65a67676b7
+# %% ../nbs/01_core.ipynb #0a089e9c53
 def seed_everything(
     seed: int,  # from 0 to 2**32 - 1
     deterministic: bool = True,  # ask for operations that give the same bits each time, where PyTorch has them; on a GPU some are slower
@@ -206,7 +206,7 @@ def seed_everything(
     torch.manual_seed(seed)  # of all devices
     if deterministic: os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
     torch.use_deterministic_algorithms(deterministic, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time and changes no result
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # costs time, changes no result
     torch.backends.cudnn.benchmark = not deterministic
 
 
@@ -215,8 +215,8 @@ def random_state() -> dict[str, Any]:
     import torch
 
     kind, numbers, gauss = random.getstate()
-    name, key, at, has_gauss, cached = np.random.get_state()  # noqa: NPY002
-    state = {
+    name, key, at, has_gauss, cached = cast(tuple, np.random.get_state())  # noqa: NPY002
+    state: dict[str, Any] = {
         "python": [kind, torch.tensor(numbers), gauss],
         "numpy": [name, torch.from_numpy(key.astype(np.int64)), at, has_gauss, cached],
         "torch": torch.get_rng_state(),
@@ -275,7 +275,7 @@ def evaluating(
     finally:
         for module, mode in modes: module.training = mode
 
-# %% ../nbs/01_core.ipynb #69b6f6eb59
+# %% ../nbs/01_core.ipynb #978b4f97ea
 COLOURS = {"plain": "#f4f4f4", "data": "#d6e6f5", "weights": "#fbe0bf", "result": "#d5ecd0", "wrong": "#f6cfcf", "off": "#ffffff"}
 Colour = Literal["plain", "data", "weights", "result", "wrong", "off"]
 
@@ -342,7 +342,7 @@ class Drawing:
         "A box with words in it. Its colour says what it is: `data`, `weights` that are learned, a `result`; `off`: not there."
         from matplotlib.patches import FancyBboxPatch
 
-        style = {"facecolor": COLOURS[colour], "edgecolor": "#777777", "linestyle": "--" if colour == "off" else "-"}
+        style: dict[str, Any] = {"facecolor": COLOURS[colour], "edgecolor": "#777777", "linestyle": "--" if colour == "off" else "-"}
         corner = (x - width / 2 + 0.05, y - height / 2 + 0.05)
         patch = FancyBboxPatch(corner, width - 0.1, height - 0.1, boxstyle="round,pad=0.05", **style)
         self.axes.add_patch(patch)
@@ -355,8 +355,8 @@ class Drawing:
         from matplotlib.patches import FancyArrowPatch
 
         a, b = ((p.x, p.y) if isinstance(p, Box) else p for p in (start, end))
-        patches = {f"patch{k}": p.patch for k, p in (("A", start), ("B", end)) if isinstance(p, Box)}
-        style = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#444444", "linestyle": "--" if dashed else "-"}
+        patches: dict[str, Any] = {f"patch{k}": p.patch for k, p in (("A", start), ("B", end)) if isinstance(p, Box)}
+        style: dict[str, Any] = {"arrowstyle": "-|>", "mutation_scale": 11, "color": "#444444", "linestyle": "--" if dashed else "-"}
         arc = f"arc3,rad={bend}"
         self.axes.add_patch(FancyArrowPatch(a, b, connectionstyle=arc, shrinkA=2, shrinkB=2, **patches, **style))
         if text:  # beside the middle of the arc
@@ -372,7 +372,7 @@ class Drawing:
         low = [min(p.left[0] for p in parts) - margin, min(p.bottom[1] for p in parts) - margin]
         high = [max(p.right[0] for p in parts) + margin, max(p.top[1] for p in parts) + margin]
         width, height = high[0] - low[0], high[1] - low[1]
-        patch = Rectangle(tuple(low), width, height, fill=False, edgecolor="#999999", linestyle="--")
+        patch = Rectangle((low[0], low[1]), width, height, fill=False, edgecolor="#999999", linestyle="--")
         self.axes.add_patch(patch)
         self.axes.text(low[0], high[1] + 0.05, text, size=9, ha="left", va="bottom", color="#666666")
         self.parts.append(("frame", text))
@@ -406,7 +406,7 @@ class Drawing:
             self.axes.add_patch(Rectangle(corner, cell, cell, facecolor=face, edgecolor="#aaaaaa", linewidth=0.8))
             word = v if isinstance(v, str) else "" if not np.isfinite(numbers[i, j]) else f"{numbers[i, j]:.{digits}f}"
             self.axes.text(corner[0] + cell / 2, corner[1] + cell / 2, word, size=19 * cell, ha="center", va="center", color="#222222")
-        small = {"size": 9, "color": "#444444"}
+        small: dict[str, Any] = {"size": 9, "color": "#444444"}
         for i, word in enumerate(rows): self.axes.text(left - 0.06, top - (i + 0.5) * cell, word, ha="right", va="center", **small)
         above = top + 0.06
         for j, word in enumerate(columns): self.axes.text(left + (j + 0.5) * cell, above, word, ha="center", va="bottom", **small)
@@ -419,7 +419,7 @@ class Drawing:
         self.parts.append(("grid", title))
         return Box(x, y, m * cell, n * cell, outline)
 
-# %% ../nbs/01_core.ipynb #b97893bb01
+# %% ../nbs/01_core.ipynb #5bb644e46f
 @dataclass(frozen=True)
 class Measured:
     "What a benchmark found, once. Indexing gives its results; shown, it is a badge: when, on what, by which command."
@@ -434,7 +434,7 @@ class Measured:
     def _lines(self) -> list[str]:
         parts = [p for p in (self.facts, *self.facts.values()) if isinstance(p, Mapping)]  # parts may have been measured one by one
         dates = sorted({p["date"] for p in parts if "date" in p})
-        machine = next((p["machine"] for p in parts if "machine" in p), {})
+        machine: Mapping[str, Any] = next((p["machine"] for p in parts if "machine" in p), {})
         packages = [f"{name} {number}" for name, number in machine.get("packages", {}).items()]
         on = [machine.get("cpu", ""), f"{n} core{'s' * (n > 1)}" if (n := machine.get("cores")) else "", *packages]
         when = " to ".join(dict.fromkeys([dates[0], dates[-1]])) if dates else "at an unknown date"
