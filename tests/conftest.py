@@ -9,7 +9,9 @@ import pytest
 from hypothesis import settings
 
 settings.register_profile("search", deadline=None)  # nothing is timed inside a test
-settings.register_profile("book", settings.get_profile("search"), derandomize=True)  # what passes here passes in CI; search with --hypothesis-profile=search
+settings.register_profile(
+    "book", settings.get_profile("search"), derandomize=True
+)  # what passes here passes in CI; search with --hypothesis-profile=search
 settings.load_profile("book")
 
 

@@ -148,8 +148,11 @@ class BookFile(IPyNbFile):
         nb = nbformat.read(self.path, as_version=4)
         try:
             self.spread = Spread.load(self.path)
-            self.spread_problems = list(self.spread.problems(nb)) if self.spread else ["no spread was measured for this notebook: `make run` measures it"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error: self.spread_problems = [f"the spread beside this notebook is none: {error}"]
+            self.spread_problems = (
+                list(self.spread.problems(nb)) if self.spread else ["no spread was measured for this notebook: `make run` measures it"]
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self.spread_problems = [f"the spread beside this notebook is none: {error}"]
         cells = [BookCell.from_parent(self, name=c.name, cell_num=c.cell_num, cell=c.cell, options=c.options) for c in super().collect()]
         written = [c for c in cells if c.cell.source.strip()]
         for place, (cell, after) in enumerate(zip(written, [*written[1:], None]), 1):
@@ -157,7 +160,11 @@ class BookFile(IPyNbFile):
         return iter(cells)
 
     def setup(self) -> None:
-        with patch.dict(os.environ, ALL[self.config.option.nbval_arithmetic].env()), patch.object(nbval.plugin, "RunningKernel", BookKernel): super().setup()
+        with (
+            patch.dict(os.environ, ALL[self.config.option.nbval_arithmetic].env()),
+            patch.object(nbval.plugin, "RunningKernel", BookKernel),
+        ):
+            super().setup()
         self.pid = pid = getattr(self.kernel.km.provisioner, "pid", None)  # None: a kernel that is no process of this machine
         self.memory = PeakMemory(pid) if pid else None
 
@@ -238,7 +245,10 @@ class BookCell(IPyNbCell):
     def _note(self, with_output: bool) -> None:
         check = bool(self.options["check"])
         row = {"with_output": with_output, "compared": with_output and check, "ignored": with_output and not check}
-        row |= {"peak": self.parent.memory.read() if self.parent.memory else 0.0, "waited": waited(self.parent.pid) if self.parent.pid else 0.0}
+        row |= {
+            "peak": self.parent.memory.read() if self.parent.memory else 0.0,
+            "waited": waited(self.parent.pid) if self.parent.pid else 0.0,
+        }
         far = sorted(self.moved, key=lambda m: -m.used)
         row |= {"moved": len(far), "half": sum(m.used > 0.5 for m in far), "nearest": [asdict(m) | {"cell": self.cell.id} for m in far]}
         self.user_properties.append((PROPERTY, row))
@@ -317,7 +327,8 @@ class Totals:
         for name, r in sorted(self.rows.items()):
             counts = f"{r.run:9}  {r.with_output:11}  {r.compared:8}  {r.ignored:7}"
             write(f"{name:{wide}}  {counts}  {r.seconds:7.1f}{' *' if r.busy else '  '}  {r.peak:8.0f}  {r.moved:5}")
-        if any(r.busy for r in self.rows.values()): write("* beside other work: for a tenth of this time or more its kernel had no processor")
+        if any(r.busy for r in self.rows.values()):
+            write("* beside other work: for a tenth of this time or more its kernel had no processor")
         total = {k: sum(getattr(r, k) for r in self.rows.values()) for k in ("run", "with_output", "compared", "ignored")}
         write(
             f"notebooks {len(self.rows)}, cells run {total['run']}, cells with output {total['with_output']}, "

@@ -88,7 +88,8 @@ def evidence_problems(claims: list[dict], pages: list[Page]) -> Iterator[str]:
         if notebook.removesuffix(".ipynb") != call.page: yield f"{name}: checked in {call.page}, the evidence says {notebook!r}"
         elif slug(heading) not in map(slug, call.headings): yield f"{name}: checked under {call.headings}, the evidence says {heading!r}"
         if not call.shown: yield f"{name}: the cell in {call.page} that checks it was not run, or does not show its box"
-        elif call.found != claim["finding"]: yield f"{name}: {call.page} found {call.found!r}, the list says {claim['finding']!r}: `make run` writes it"
+        elif call.found != claim["finding"]:
+            yield f"{name}: {call.page} found {call.found!r}, the list says {claim['finding']!r}: `make run` writes it"
 
 
 def summary(claims: list[dict] | None = None) -> str:
@@ -157,7 +158,11 @@ EVIDENCE: list[tuple[list[dict], Callable[[], list[Page]], str]] = [
     (small(), lambda: [chapter(cell(count=None))], "was not run"),
     (small(), lambda: [chapter(cell(box=""))], "does not show its box"),
     (small(), lambda: [chapter(cell(box="D1-02 wrong"))], "does not show its box"),
-    (small(finding="It is 0.12."), lambda: [chapter(cell(box="D1-01 wrong\n  says:  No.\n  found: It is 0.13."))], "01_one found 'It is 0.13.', the list says"),
+    (
+        small(finding="It is 0.12."),
+        lambda: [chapter(cell(box="D1-01 wrong\n  says:  No.\n  found: It is 0.13."))],
+        "01_one found 'It is 0.13.', the list says",
+    ),
     (small(), lambda: [chapter(cell(f"'''{CHECK}'''"))], "and 0 cells"),
     (small(verdict="", finding="", evidence=""), lambda: [chapter(cell())], "check_claim('D1-01') has no verdict on file"),
     (small(), lambda: [chapter(cell(), cell(CHECK.replace("D1-01", "D9-01")))], "check_claim('D9-01') has no verdict"),

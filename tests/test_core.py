@@ -99,7 +99,8 @@ def test_what_is_right_passes(change):
 
 def test_zero_may_be_allowed():
     check.positive(Config(share=0.0), "share", zero=True)
-    with pytest.raises(OwnError, match="at least 0"): check.positive(type("C", (Config,), {"__post_init__": lambda self: None})(share=-1), "share", zero=True)
+    with pytest.raises(OwnError, match="at least 0"):
+        check.positive(type("C", (Config,), {"__post_init__": lambda self: None})(share=-1), "share", zero=True)
     check.counts(type("C", (Config,), {"__post_init__": lambda self: None})(n=0), "n", least=0)
 
 
@@ -124,7 +125,8 @@ def test_ids_that_are_none_are_refused(ids, message):
 
 
 def test_a_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
-    with pytest.raises(OwnError, match=r"package nowhere_to_be_found, .* pip install 'lmbook\[more\]'"): optional("nowhere_to_be_found", "more", OwnError)
+    with pytest.raises(OwnError, match=r"package nowhere_to_be_found, .* pip install 'lmbook\[more\]'"):
+        optional("nowhere_to_be_found", "more", OwnError)
     (tmp_path / "half_there.py").write_text("import something_that_it_wants")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(LmbookError, match="package something_that_it_wants,"): optional("half_there", "more")
@@ -161,7 +163,8 @@ def test_a_link_stays_a_link(tmp_path):
 
 @pytest.mark.parametrize("block", [whole_file, whole_folder])
 def test_no_room_is_the_users_error_and_what_was_read_is_not(tmp_path, block):
-    with pytest.raises(OwnError, match="x cannot be written: No space left on device. What was there before is untouched"), block(tmp_path / "x", OwnError):
+    with pytest.raises(OwnError,
+        match="x cannot be written: No space left on device. What was there before is untouched"), block(tmp_path / "x", OwnError):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(FileNotFoundError, match="other"), block(tmp_path / "x", OwnError): open(tmp_path / "other")
     (tmp_path / "file").write_text("")
@@ -185,7 +188,10 @@ def test_renaming_that_fails_leaves_the_old_one(tmp_path, block, monkeypatch):
 
 @pytest.mark.parametrize("at", range(8))
 def test_a_process_that_dies_leaves_a_whole_folder(tmp_path, at):
-    "Killed at each call of the system that changes names: what the name means is the old folder or the new one, or (between two renames) the old one lies beside."
+    """Killed at each call of the system that changes names: what the name means is the old folder or the new one.
+
+    Between two renames it means nothing, and the old one lies beside.
+    """
     code = f"""
 import os, sys
 from pathlib import Path
@@ -269,7 +275,14 @@ def test_one_of_each_is_drawn_where_it_was_asked_for(tmp_path):
     drawing.arrow(a, (1, 0.2), dashed=True)
     frame = drawing.frame([a, b], "all of it")
     drawing.text(3, 2.8, "a title")
-    assert drawing.parts == [("box", "from"), ("grid", "numbers"), ("arrow", "goes to"), ("arrow", ""), ("frame", "all of it"), ("text", "a title")]
+    assert drawing.parts == [
+        ("box", "from"),
+        ("grid", "numbers"),
+        ("arrow", "goes to"),
+        ("arrow", ""),
+        ("frame", "all of it"),
+        ("text", "a title"),
+    ]
     assert repr(drawing) == "Drawing(1 box, 1 grid, 2 arrow, 1 frame, 1 text)"
     assert (a.left, a.right, a.top, a.bottom) == ((0.5, 1.5), (1.5, 1.5), (1, 1.75), (1, 1.25))
     assert (b.width, b.height) == (1, 1) and frame.left[0] < a.left[0] and frame.right[0] > b.right[0] and frame.top[1] > b.top[1]

@@ -181,7 +181,9 @@ def test_rank_correlation_is_scipys(rows):
     x, y = map(np.array, zip(*rows))
     if len(set(x)) < 2 or len(set(y)) < 2: return
     angles = x / 4
-    table = WordVectors(["o", *(f"w{i}" for i in range(len(x)))], np.vstack([[1., 0.], np.stack([np.cos(1.5 + angles), np.sin(1.5 + angles)], 1)]))
+    table = WordVectors(
+        ["o", *(f"w{i}" for i in range(len(x)))], np.vstack([[1.0, 0.0], np.stack([np.cos(1.5 + angles), np.sin(1.5 + angles)], 1)])
+    )
     ours = score_similarity(table, [("o", f"w{i}", s) for i, s in enumerate(y)])
     assert ours.spearman == pytest.approx(-spearmanr(x, y).statistic, abs=1e-9)
 
@@ -255,8 +257,10 @@ def test_cooccurrences_of_a_long_text_are_summed_in_parts():
 
 
 @pytest.mark.parametrize(("call", "says"), [
-    (lambda: cooccurrences([[0, 7]], 7), "0 to 6"), (lambda: cooccurrences([[-1, 1]], 7), "Ids run from -1"), (lambda: cooccurrences([[0]], 7, 0), "window=0"),
-    (lambda: cooccurrences([[0]], 7, weight="far"), "no weight 'far'"), (lambda: svd_vectors(list("ab"), SparseMatrix(*np.eye(2).nonzero(), np.ones(2), 2), 3), "dim=3"),
+    (lambda: cooccurrences([[0, 7]], 7), "0 to 6"), (lambda: cooccurrences([[-1, 1]], 7), "Ids run from -1"),
+    (lambda: cooccurrences([[0]], 7, 0), "window=0"),
+    (lambda: cooccurrences([[0]], 7, weight="far"), "no weight 'far'"),
+    (lambda: svd_vectors(list("ab"), SparseMatrix(*np.eye(2).nonzero(), np.ones(2), 2), 3), "dim=3"),
 ])  # fmt: skip
 def test_bad_counts(call, says):
     with pytest.raises(EmbeddingError, match=says): call()
@@ -369,10 +373,16 @@ def test_one_step_is_the_gradient_of_the_loss(method, loss):
     torch.testing.assert_close(before[1] - model.outputs, 0.1 * O.grad)
 
 
-@pytest.mark.parametrize("change", [{}, {"method": "cbow", "lr": 0.3}, {"loss": "hierarchical"}, {"loss": "softmax", "batch": 128}, {"method": "cbow", "loss": "softmax", "lr": 0.3},
-                                    {"method": "cbow", "loss": "hierarchical", "lr": 0.3}, {"workers": 2}, {"subsample": 0.0, "dynamic_window": False}, {"block": 5, "batch": 64}])  # fmt: skip
+@pytest.mark.parametrize("change", [
+    {}, {"method": "cbow", "lr": 0.3}, {"loss": "hierarchical"}, {"loss": "softmax", "batch": 128}, {"workers": 2},
+    {"block": 5, "batch": 64},
+    {"method": "cbow", "loss": "softmax", "lr": 0.3}, {"method": "cbow", "loss": "hierarchical", "lr": 0.3},
+    {"subsample": 0.0, "dynamic_window": False},
+])  # fmt: skip
 def test_every_way_to_train_finds_the_subjects(change):
-    found = train_word2vec(topics(), Word2VecConfig(**({"dim": 16, "window": 4, "lr": 0.1, "epochs": 6, "min_count": 1, "subsample": 0.0} | change)))
+    found = train_word2vec(
+        topics(), Word2VecConfig(**({"dim": 16, "window": 4, "lr": 0.1, "epochs": 6, "min_count": 1, "subsample": 0.0} | change))
+    )
     assert purity(found) > 0.9 and found.counts.sum() == 3600
     assert (found.outputs is None) == (change.get("loss") == "hierarchical")
 
@@ -409,7 +419,8 @@ def test_texts_at_the_edge():
 
 
 def test_too_large_a_rate_is_told_as_such():
-    with pytest.raises(EmbeddingError, match="diverge"): train_word2vec(topics(), Word2VecConfig(dim=8, min_count=1, clip=0.0, lr=1e38, epochs=5))
+    with pytest.raises(EmbeddingError, match="diverge"):
+        train_word2vec(topics(), Word2VecConfig(dim=8, min_count=1, clip=0.0, lr=1e38, epochs=5))
 
 
 def test_an_error_in_a_thread_comes_out(monkeypatch):
@@ -422,11 +433,15 @@ def test_an_error_in_a_thread_comes_out(monkeypatch):
 
 
 @pytest.mark.parametrize(("config", "change", "says"), [
-    (Word2VecConfig, {"window": 0}, "window=0"), (Word2VecConfig, {"dim": 0}, "dim=0"), (Word2VecConfig, {"epochs": 1.5}, "epochs=1.5"), (Word2VecConfig, {"workers": 0}, "workers=0"),
+    (Word2VecConfig, {"window": 0}, "window=0"), (Word2VecConfig, {"dim": 0}, "dim=0"), (Word2VecConfig, {"epochs": 1.5}, "epochs=1.5"),
+    (Word2VecConfig, {"workers": 0}, "workers=0"),
     (Word2VecConfig, {"method": "sg"}, "choose one of skipgram, cbow"), (Word2VecConfig, {"loss": "ns"}, "negative, hierarchical, softmax"),
-    (Word2VecConfig, {"lr": 0}, "lr=0"), (Word2VecConfig, {"lr": math.nan}, "lr=nan"), (Word2VecConfig, {"min_lr": 1.0}, "falls from lr to min_lr"),
-    (Word2VecConfig, {"subsample": -1}, "subsample=-1"), (Word2VecConfig, {"clip": math.nan}, "clip=nan"), (Word2VecConfig, {"noise_power": math.nan}, "noise_power=nan"),
-    (GloVeConfig, {"window": 0}, "window=0"), (GloVeConfig, {"x_max": 0}, "x_max=0"), (GloVeConfig, {"lr": math.inf}, "lr=inf"), (GloVeConfig, {"power": -1.0}, "power=-1"),
+    (Word2VecConfig, {"lr": 0}, "lr=0"), (Word2VecConfig, {"lr": math.nan}, "lr=nan"),
+    (Word2VecConfig, {"min_lr": 1.0}, "falls from lr to min_lr"),
+    (Word2VecConfig, {"subsample": -1}, "subsample=-1"), (Word2VecConfig, {"clip": math.nan}, "clip=nan"),
+    (Word2VecConfig, {"noise_power": math.nan}, "noise_power=nan"),
+    (GloVeConfig, {"window": 0}, "window=0"), (GloVeConfig, {"x_max": 0}, "x_max=0"), (GloVeConfig, {"lr": math.inf}, "lr=inf"),
+    (GloVeConfig, {"power": -1.0}, "power=-1"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(config, change, says):
     with pytest.raises(EmbeddingError, match=says): config(**change)
@@ -464,8 +479,11 @@ def test_glove_reaches_the_counts_that_it_fits():
 
 
 def test_import_is_light_and_needs_the_core_only():
-    code = "import sys; import lmbook.embeddings; print([m for m in ('gensim', 'scipy', 'sklearn', 'jieba', 'datasets', 'matplotlib') if m in sys.modules])"
+    heavy = ("gensim", "scipy", "sklearn", "jieba", "datasets", "matplotlib")
+    code = f"import sys; import lmbook.embeddings; print([m for m in {heavy} if m in sys.modules])"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(__file__).resolve().parents[1]
-        out = subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=True
+        )
     assert out.stdout.strip() == "[]"

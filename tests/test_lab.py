@@ -309,7 +309,11 @@ def lab(tmp_path) -> Iterator[Lab]:
     own = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTER_DATA_DIR": "data", "IPYTHONDIR": "ipython",
            "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "XDG_CACHE_HOME": "cache"}  # fmt: skip
     env = os.environ | {name: str(tmp_path / where) for name, where in own.items()}
-    env |= {"JUPYTERLAB_SETTINGS_DIR": str(settings(tmp_path / "settings")), "JUPYTER_TOKEN": token, "OMP_NUM_THREADS": "1"}  # another worker tests beside this one
+    env |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(settings(tmp_path / "settings")),
+        "JUPYTER_TOKEN": token,
+        "OMP_NUM_THREADS": "1",
+    }  # another worker tests beside this one
     # A reader has the project installed; here it need not be, so the kernel is told where it is.
     env["PYTHONPATH"] = os.pathsep.join(p for p in [str(NOTEBOOK.parent.parent), str(ROOT), env.get("PYTHONPATH", "")] if p)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.port=0", "--ServerApp.ip=127.0.0.1",

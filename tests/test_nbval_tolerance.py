@@ -231,13 +231,17 @@ def test_a_constant_is_no_result_whatever_is_allowed():
 
 def test_a_spread_is_shared_among_numbers_of_one_form_only():
     numbers = tokenise("a 1.00 b 2.00 c 3.0 d 4 e 1.00e-9 f nan g 5.00")[1]
-    assert spreads_of(numbers, {0: 0.3, 1: 0.2, 4: 1e-10}) == pytest.approx([0.3, 0.2, 0, 0, 1e-10, 0, 0.2]), "the last has two decimals like the first"
+    assert spreads_of(numbers, {0: 0.3, 1: 0.2, 4: 1e-10}) == pytest.approx([0.3, 0.2, 0, 0, 1e-10, 0, 0.2]), (
+        "the last has two decimals like the first"
+    )
     assert spreads_of(numbers, {0: 0.3}) == pytest.approx([0.3, 0, 0, 0, 0, 0, 0]), "few moved: they speak for themselves"
 
 
 def test_a_rounding_may_fall_to_the_other_side_where_numbers_have_moved_before():
     near, far = "loss 2.30 after 105 steps, 1.0e-05", "loss 2.32 after 105 steps, 1.0e-05"
-    assert not compare_text("loss 2.31 after 105 steps, 1.0e-05", near, unsettled=True) and compare_text("loss 2.31 after 105 steps, 1.0e-05", near)
+    assert not compare_text("loss 2.31 after 105 steps, 1.0e-05", near, unsettled=True) and compare_text(
+        "loss 2.31 after 105 steps, 1.0e-05", near
+    )
     assert compare_text(near, far, unsettled=True) and compare_text(near, near.replace("105", "106"), unsettled=True)
     spread = Spread("", [], {"a": {}, "b": {"0 stdout": {0: 1.0}}, "c": {}})
     assert [spread.unsettled(cell) for cell in "abcd"] == [False, True, True, False]
@@ -442,7 +446,15 @@ def spread(tmp_path_factory) -> Run:
     "Notebooks with a measured spread, with another one's, with one that lacks a cell, with a broken one, and with none."
     folder = tmp_path_factory.mktemp("spread")
     (folder / ".spread").mkdir()
-    pages = {"within": WITHIN, "constant": CONSTANT, "beyond": BEYOND, "foreign": WITHIN, "incomplete": WITHIN, "broken": WITHIN, "without": WITHIN}
+    pages = {
+        "within": WITHIN,
+        "constant": CONSTANT,
+        "beyond": BEYOND,
+        "foreign": WITHIN,
+        "incomplete": WITHIN,
+        "broken": WITHIN,
+        "without": WITHIN,
+    }
     nbs = {name: notebook(cases) for name, cases in pages.items()}
     for name, nb in nbs.items():
         nbformat.write(nb, folder / f"{name}.ipynb")
@@ -455,7 +467,8 @@ def spread(tmp_path_factory) -> Run:
     return run_pytest(folder, {}, "--nbval-min-compared", "0", "--nbval-report", "report.json")
 
 
-def test_numbers_may_move_within_their_spread(spread): assert [o for o, _ in spread.cells["within.ipynb"]] == ["passed", "passed"], spread.text
+def test_numbers_may_move_within_their_spread(spread):
+    assert [o for o, _ in spread.cells["within.ipynb"]] == ["passed", "passed"], spread.text
 
 
 def test_a_constant_output_fails_within_any_spread(spread):

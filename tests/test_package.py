@@ -109,7 +109,9 @@ def test_the_wheel_holds_the_package_its_data_and_its_licence_and_no_more(wheel:
     here = {p for p in (ROOT / "lmbook").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert code == {p.relative_to(ROOT).as_posix() for p in here}
     assert {"lmbook/py.typed", "lmbook/__init__.py"} <= code
-    assert {f"lmbook/data/{name}" for name in ("small_world.toml", "reader.jsonl", "claims.toml", "book.mplstyle", "python_docs.txt")} <= code
+    assert {
+        f"lmbook/data/{name}" for name in ("small_world.toml", "reader.jsonl", "claims.toml", "book.mplstyle", "python_docs.txt")
+    } <= code
     assert all(".dist-info/" in n for n in names - code), "a stray top-level package"
     assert any(n.endswith(".dist-info/licenses/LICENSE") for n in names)
     assert wheel.name == f"lmbook-{settings_version()}-py3-none-any.whl" and wheel.stat().st_size < 3e6
@@ -344,7 +346,11 @@ def test_the_extras_build_on_each_other():
     assert set(PYPROJECT["project"]["optional-dependencies"]) == EXTRAS
     below = {extra: {e for r in requirements(extra) if r.name == "lmbook" for e in r.extras} for extra in EXTRAS}
     assert below["cleaning"] == {"corpora"} and below["ray"] == {"cleaning"}
-    assert below["book"] == {"cleaning", "tokenization", "tensorboard"} and below["test"] == {"book", "parity", "ray"} and below["dev"] == {"book", "docs", "test"}
+    assert (
+        below["book"] == {"cleaning", "tokenization", "tensorboard"}
+        and below["test"] == {"book", "parity", "ray"}
+        and below["dev"] == {"book", "docs", "test"}
+    )
     assert {r.name for r in requirements()} == CORE
 
 
@@ -368,7 +374,10 @@ def test_the_ten_lines_of_the_readme_run(tmp_path: Path):
     assert sum(bool(line.strip()) for line in code.split("\n")) <= 10 and "minutes=1" in code
     out = python("-c", code.replace("minutes=1", "steps=5"), cwd=tmp_path, PYTHONIOENCODING="utf-8", TQDM_DISABLE="1").splitlines()
     assert re.fullmatch(r"\d\.\d\d bits per byte; no model can go below 0\.\d\d", out[-1])
-    assert len((tmp_path / "stories.txt").read_text(encoding="utf-8").splitlines()) == 1000 and (tmp_path / "runs" / "stories" / "README.md").exists()
+    assert (
+        len((tmp_path / "stories.txt").read_text(encoding="utf-8").splitlines()) == 1000
+        and (tmp_path / "runs" / "stories" / "README.md").exists()
+    )
 
 
 def test_the_second_example_of_the_readme_trains_and_goes_on(tmp_path: Path):
@@ -427,7 +436,8 @@ def table_problems(text: str, names: list[str], layout: dict) -> Iterator[str]:
         if (status == "planned") == bool(link): yield f"{row}: {status}, and {'a' if link else 'no'} notebook"
         if link and number != (link[1][:2] if link[1][:2].isdecimal() else ""): yield f"{link[1]} stands as {number!r}"
         if not link: yield from (f"{row}: the number {n} is taken" for n in expanded(number) if n in taken)
-        if wrong := [n for n in expanded(number) if stage.part_of(n, layout) != part]: yield f"{row}: {wrong} does not belong to the part {part!r}"
+        if wrong := [n for n in expanded(number) if stage.part_of(n, layout) != part]:
+            yield f"{row}: {wrong} does not belong to the part {part!r}"
 
 
 def test_the_table_in_the_readme_follows_the_names():

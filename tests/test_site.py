@@ -93,7 +93,10 @@ def test_evidence_that_is_not_there_stops_the_build(evidence):
 
 
 def test_chapters_stand_in_the_parts_of_their_numbers():
-    layout = {"root": "index", "parts": [{"from": 0, "caption": "Start"}, {"from": 10, "caption": "Text"}, {"from": 20, "caption": "Learning"}]}
+    layout = {
+        "root": "index",
+        "parts": [{"from": 0, "caption": "Start"}, {"from": 10, "caption": "Text"}, {"from": 20, "caption": "Learning"}],
+    }
     names = ["index", "00_a", "20_b", "29_c"]
     assert stage.toc(layout, [stage.Chapter(n, new_notebook(), title=n[-1].upper()) for n in names], [])["parts"][:-1] == [
         {"caption": "Start", "chapters": [{"file": "00_a", "title": "0. A"}]},

@@ -50,7 +50,9 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
         counts = batch.targets != IGNORE
         return -(log_p * counts).sum(), int(counts.sum())
 
-    history = Trainer(model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, folder=tmp_path / "run").fit()
+    history = Trainer(
+        model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, folder=tmp_path / "run"
+    ).fit()
     assert history.stopped == "steps" and len(judged) == 3 and history.best == min(judged) and len(tokens) == len(stream.tokens)
     assert judged[-1] < judged[0] < math.log(V) + .5
 
@@ -73,6 +75,8 @@ def test_examples_of_a_tokenizer_train_to_the_loss_that_evaluate_gives(world: Sm
     torch.manual_seed(0)
     model = NeuralNGram(NeuralNGramConfig(vocab_size=tokenizer.vocab_size, context=3))
     source = Examples(rows, batch_size=8, pad_id=tokenizer.pad_id)
-    trainer = Trainer(model, source, TrainConfig(steps=5), evaluate=Examples(rows[:10], batch_size=4, shuffle=False, pad_id=tokenizer.pad_id))
+    trainer = Trainer(
+        model, source, TrainConfig(steps=5), evaluate=Examples(rows[:10], batch_size=4, shuffle=False, pad_id=tokenizer.pad_id)
+    )
     history = trainer.fit()
     assert evaluate(model, texts[:10], tokenizer).loss == pytest.approx(history.best, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Files of word vectors: every format against gensim and back, bad files with their messages, faults while writing, and layers made of vectors."""
+"""Files of word vectors: every format against gensim and back, bad files with their messages, faults while writing, layers of vectors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ def some(words=WORDS, dim=5, seed=0) -> WordVectors:
     return WordVectors(words, matrix)
 
 
-def equal(a, b) -> bool: return a.words == b.words and np.array_equal(np.asarray(a.matrix).view(np.uint32), np.asarray(b.matrix).view(np.uint32))
+def equal(a, b) -> bool:
+    return a.words == b.words and np.array_equal(np.asarray(a.matrix).view(np.uint32), np.asarray(b.matrix).view(np.uint32))
 
 
 def message(*args, **options) -> str:
@@ -89,7 +90,10 @@ def test_any_words_and_any_numbers_come_back(tmp_path_factory, data):
     words = data.draw(st.lists(st.text(max_size=6), min_size=1, max_size=8, unique=True))
     dim = data.draw(st.integers(1, 4))
     floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
-    before = WordVectors(words, np.array(data.draw(st.lists(st.lists(floats, min_size=dim, max_size=dim), min_size=len(words), max_size=len(words))), np.float32))
+    before = WordVectors(
+        words,
+        np.array(data.draw(st.lists(st.lists(floats, min_size=dim, max_size=dim), min_size=len(words), max_size=len(words))), np.float32),
+    )
     path = tmp_path_factory.mktemp("v") / data.draw(st.sampled_from(NAMES))
     try: write_vectors(before, path)
     except VectorsError: assert not path.exists()
@@ -129,7 +133,8 @@ def test_where_blocks_are_cut_changes_nothing(here, monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK", block)
     if block > 64:  # the first block has to show the kind of file
         for name in ("a.bin", "a.txt", "b.vec", "feeds.bin"): assert equal(read_vectors(name), before), name
-    for name, format in (("a.bin", "word2vec"), ("feeds.bin", "word2vec"), ("b.vec", "word2vec-text")): assert equal(read_vectors(name, format), before), name
+    for name, format in (("a.bin", "word2vec"), ("feeds.bin", "word2vec"), ("b.vec", "word2vec-text")):
+        assert equal(read_vectors(name, format), before), name
     write_vectors(before, "c.txt")
     assert Path("c.txt").read_bytes() == Path("a.txt").read_bytes()
 
@@ -179,14 +184,19 @@ def test_glove_equal_to_gensim(here):
 def test_parts_are_those_of_gensim(here):
     before = some()
     write_vectors(before, "a.bin")
-    assert read_vectors("a.bin", limit=4).words == KeyedVectors.load_word2vec_format("a.bin", binary=True, limit=4).index_to_key == before.words[:4]
+    assert (
+        read_vectors("a.bin", limit=4).words
+        == KeyedVectors.load_word2vec_format("a.bin", binary=True, limit=4).index_to_key
+        == before.words[:4]
+    )
 
 
 # What files look like
 
 
 def test_the_space_before_a_line_feed_a_return_tabs_and_blank_lines(here):
-    for text in ("2 2 \nthe 1 2 \ntea 3 4 \n", "2 2\r\nthe 1 2\r\ntea 3 4\r\n", "the\t1\t2\ntea\t3\t4", "the 1 2\n\ntea 3 4\n\n", "\ufeffthe 1 2\ntea 3 4\n", "\ufeff2 2\nthe 1 2\ntea 3 4\n"):
+    for text in ("2 2 \nthe 1 2 \ntea 3 4 \n", "2 2\r\nthe 1 2\r\ntea 3 4\r\n", "the\t1\t2\ntea\t3\t4", "the 1 2\n\ntea 3 4\n\n",
+        "\ufeffthe 1 2\ntea 3 4\n", "\ufeff2 2\nthe 1 2\ntea 3 4\n"):
         found = read_vectors(write("a.txt", text))
         assert found.words == ["the", "tea"] and found.matrix.tolist() == [[1, 2], [3, 4]], text
 
@@ -244,7 +254,12 @@ BAD = [
     ("not ascii", GOOD.replace("0.25", "０.25"), {}, ["line 2", "not a number"]),
     ("nan", GOOD.replace("0.25", "nan"), {}, ["line 2", "'cup'", "not finite"]),
     ("too large", GOOD.replace("0.25", "1e39"), {}, ["line 2", "not finite"]),
-    ("nan binary", BINARY.replace(b"cup " + np.float32(1).tobytes(), b"cup " + np.float32(np.nan).tobytes()), {}, ["vector 2 (byte 16)", "'cup'", "not finite"]),
+    (
+        "nan binary",
+        BINARY.replace(b"cup " + np.float32(1).tobytes(), b"cup " + np.float32(np.nan).tobytes()),
+        {},
+        ["vector 2 (byte 16)", "'cup'", "not finite"],
+    ),
     ("twice", GOOD.replace("the", "tea"), {}, ["line 3", "'tea'", "before", "vector 1"]),
     ("twice binary", BINARY.replace(b"the", b"tea"), {}, ["vector 3 (byte 28)", "'tea'", "before"]),
     ("encoding", "tea 1 2\n茶 1 2\n".encode("gb18030"), {}, ["line 2", "not valid UTF-8", "byte 0", "gb18030"]),
@@ -287,9 +302,12 @@ def test_a_missing_file_and_a_folder(here):
 
 
 SKIP = [
-    ("twice", ["tea", "cup"], "duplicate word"), ("width", ["tea", "the"], "width"), ("narrow", ["tea", "cup"], "width"), ("not number", ["tea", "the"], "not a number"), ("nan", ["tea", "the"], "not finite"),
-    ("nan binary", ["tea", "the"], "not finite"), ("cut", ["tea", "cup"], "cut"), ("more", ["tea", "cup"], "header"), ("lines short", ["tea", "cup", "the"], "header"), ("lines long", ["tea", "cup", "the"], "header"),
-    ("twice binary", ["tea", "cup"], "duplicate word"), ("encoding binary", ["tea", "the"], "wrong bytes"), ("encoding", ["tea"], "wrong bytes"),
+    ("twice", ["tea", "cup"], "duplicate word"), ("width", ["tea", "the"], "width"), ("narrow", ["tea", "cup"], "width"),
+    ("not number", ["tea", "the"], "not a number"), ("nan", ["tea", "the"], "not finite"),
+    ("nan binary", ["tea", "the"], "not finite"), ("cut", ["tea", "cup"], "cut"), ("more", ["tea", "cup"], "header"),
+    ("lines short", ["tea", "cup", "the"], "header"), ("lines long", ["tea", "cup", "the"], "header"),
+    ("twice binary", ["tea", "cup"], "duplicate word"), ("encoding binary", ["tea", "the"], "wrong bytes"),
+    ("encoding", ["tea"], "wrong bytes"),
 ]  # fmt: skip
 
 
@@ -327,8 +345,10 @@ def test_the_place_is_right_far_inside_a_file(here, monkeypatch):
 # Writing
 
 
-@pytest.mark.parametrize(("word", "refused"), [("a b", {"a.bin", "a.vec"}), ("a\tb", {"a.bin", "a.vec", "a.txt"}), ("a\nb", set(NAMES)), ("", {"a.bin", "a.vec", "a.txt"}), (" a", {"a.bin", "a.vec", "a.txt"}),
-                                             ("a 5", {"a.bin", "a.vec", "a.txt"}), ("a  b", {"a.bin", "a.vec", "a.txt"}), ("\ud800", set(NAMES)), ("a\0", set(NAMES))])  # fmt: skip
+@pytest.mark.parametrize(("word", "refused"), [("a b", {"a.bin", "a.vec"}), ("a\tb", {"a.bin", "a.vec", "a.txt"}), ("a\nb", set(NAMES)),
+    ("", {"a.bin", "a.vec", "a.txt"}), (" a", {"a.bin", "a.vec", "a.txt"}),
+                                             ("a 5", {"a.bin", "a.vec", "a.txt"}), ("a  b", {"a.bin", "a.vec", "a.txt"}),
+                                             ("\ud800", set(NAMES)), ("a\0", set(NAMES))])  # fmt: skip
 def test_a_word_that_could_not_be_read_again_is_refused(here, word, refused):
     before = some(["the", word, "tea"], dim=3)
     for name in NAMES:
@@ -368,9 +388,12 @@ def test_a_failure_leaves_what_was_there(here, monkeypatch, name):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux only: a device that is always full")
 def test_a_real_limit_of_room_is_reported(here):
-    code = ("import resource, numpy as np; from lmbook.vectors import *; from lmbook.embeddings import WordVectors; v = WordVectors([f'w{i}' for i in range(5000)], np.ones((5000, 100)));"
-            "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));\n"
-            "try: write_vectors(v, 'a.bin')\nexcept VectorsError as error: print(error)")
+    code = (
+        "import resource, numpy as np; from lmbook.vectors import *; from lmbook.embeddings import WordVectors; "
+        "v = WordVectors([f'w{i}' for i in range(5000)], np.ones((5000, 100)));"
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));\n"
+        "try: write_vectors(v, 'a.bin')\nexcept VectorsError as error: print(error)"
+    )
     env = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=True).stdout
     assert "a.bin cannot be written (File too large)" in out and not list(here.iterdir())
@@ -411,7 +434,8 @@ def test_a_copy_is_used_again_and_made_again(here):
     assert equal(open_vectors("a.txt"), some(seed=1))  # the copy stands for it
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:500], lambda b: b"", lambda b: b"{}" + b, lambda b: b.replace(b'"words"', b'"sdrow"')])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:500], lambda b: b"", lambda b: b"{}" + b,
+    lambda b: b.replace(b'"words"', b'"sdrow"')])
 def test_a_torn_copy_is_refused_or_made_again(here, damage):
     write_vectors(some(), "a.txt")
     open_vectors("a.txt")
@@ -438,7 +462,11 @@ def test_rows_are_the_vectors_in_the_order_of_the_model():
     layer, coverage = embedding_layer(TOY, ["cup", "Tea", "<pad>", "zebra", "the"], padding_id=2)
     assert layer.weight[[0, 1, 4]].tolist() == [[4, 5, 6], [1, 2, 3], [1, 1, 1]] and not layer.weight[2].any()
     assert (coverage.found, coverage.lowered, coverage.missing, coverage.special) == (2, 1, ("zebra",), 1) and coverage.share == .75
-    assert layer.padding_idx == 2 and layer.weight.requires_grad and "3 of 4 words, 1 in lower case; missing: 'zebra'; 1 special" in repr(coverage)
+    assert (
+        layer.padding_idx == 2
+        and layer.weight.requires_grad
+        and "3 of 4 words, 1 in lower case; missing: 'zebra'; 1 special" in repr(coverage)
+    )
     assert not embedding_layer(TOY, ["cup"], freeze=True)[0].weight.requires_grad
     assert embedding_layer(TOY, {"cup": 3, "tea": 1})[0].weight[[3, 1]].tolist() == [[4, 5, 6], [1, 2, 3]]
 
@@ -469,9 +497,18 @@ def test_unknown_words():
     assert len(coverage.missing) == 2000
     torch.testing.assert_close(drawn.std(0), known.std(0), rtol=.08, atol=0)
     torch.testing.assert_close(drawn.mean(0), known.mean(0), rtol=0, atol=.6)
-    assert torch.equal(embedding_matrix(many, words, seed=1)[0], matrix) and not torch.equal(embedding_matrix(many, words, seed=2)[0][2000:], drawn)
-    assert torch.allclose(embedding_matrix(many, words, unknown="mean")[0][2000], known.mean(0)) and not embedding_matrix(many, words, unknown="zero")[0][2000:].any()
-    assert embedding_matrix(TOY, ["tea", "x", "yy"], unknown=lambda lost: [[len(w)] * 3 for w in lost])[0].tolist() == [[1, 2, 3], [1, 1, 1], [2, 2, 2]]
+    assert torch.equal(embedding_matrix(many, words, seed=1)[0], matrix) and not torch.equal(
+        embedding_matrix(many, words, seed=2)[0][2000:], drawn
+    )
+    assert (
+        torch.allclose(embedding_matrix(many, words, unknown="mean")[0][2000], known.mean(0))
+        and not embedding_matrix(many, words, unknown="zero")[0][2000:].any()
+    )
+    assert embedding_matrix(TOY, ["tea", "x", "yy"], unknown=lambda lost: [[len(w)] * 3 for w in lost])[0].tolist() == [
+        [1, 2, 3],
+        [1, 1, 1],
+        [2, 2, 2],
+    ]
 
 
 def test_scale():
@@ -483,7 +520,11 @@ def test_copy_into_a_layer_that_exists():
     layer = nn.Embedding(6, 3)
     before = layer.weight.detach().clone()
     assert copy_vectors(layer, TOY, ["cup", "tea", "zebra"], unknown="zero") == Coverage(2, 0, ("zebra",))
-    assert layer.weight[:3].tolist() == [[4, 5, 6], [1, 2, 3], [0, 0, 0]] and torch.equal(layer.weight[3:], before[3:]) and layer.weight.requires_grad
+    assert (
+        layer.weight[:3].tolist() == [[4, 5, 6], [1, 2, 3], [0, 0, 0]]
+        and torch.equal(layer.weight[3:], before[3:])
+        and layer.weight.requires_grad
+    )
     half = nn.Embedding(3, 3, dtype=torch.bfloat16)
     copy_vectors(half, TOY, ["cup", "tea", "the"])
     assert half.weight.dtype == torch.bfloat16 and half.weight[0].tolist() == [4, 5, 6]
@@ -520,7 +561,8 @@ def test_a_frozen_layer_does_not_learn_and_the_other_moves_only_what_it_sees():
 
 
 def test_importing_is_light_and_needs_the_core_only():
-    code = "import sys, json, lmbook.vectors; print(json.dumps([m for m in ('gensim', 'datasets', 'pandas', 'pyarrow', 'scipy', 'jieba') if m in sys.modules]))"
+    heavy = ("gensim", "datasets", "pandas", "pyarrow", "scipy", "jieba")
+    code = f"import sys, json, lmbook.vectors; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     env = os.environ | {"PYTHONPATH": str(Path(module.__file__).parents[1])}
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout) == []
 

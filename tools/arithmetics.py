@@ -51,7 +51,8 @@ class Arithmetic:
         "The environment of a kernel that computes so."
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         off = [f for f in numpy_features() if f.startswith(self.numpy)] if self.numpy else []
-        if self.threads > 1: threads["OMP_WAIT_POLICY"] = "PASSIVE"  # beside other work, threads that wait by spinning take each other's time
+        if self.threads > 1:
+            threads["OMP_WAIT_POLICY"] = "PASSIVE"  # beside other work, threads that wait by spinning take each other's time
         return KERNEL_ENV | threads | self.settings | ({"NPY_DISABLE_CPU_FEATURES": " ".join(off)} if off else {})
 
 
@@ -73,7 +74,9 @@ MEASURED = [
         numpy=(*AVX2, "FMA3", *NEWEST),
     ),
     Arithmetic(
-        "AVX2", {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}, needs=AVX2
+        "AVX2",
+        {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
+        needs=AVX2,
     ),
     Arithmetic("two threads", {"MKL_CBWR": "COMPATIBLE"}, threads=2),
 ]
@@ -113,7 +116,9 @@ def probe() -> dict[str, str]:
         "numpy's SVD": np.linalg.svd(x)[1],
         "numpy's exp, log": np.stack([np.exp(x), np.log(np.abs(x))]),
     }
-    return {name: hashlib.sha256(np.asarray(r.detach() if hasattr(r, "detach") else r).tobytes()).hexdigest() for name, r in results.items()}
+    return {
+        name: hashlib.sha256(np.asarray(r.detach() if hasattr(r, "detach") else r).tobytes()).hexdigest() for name, r in results.items()
+    }
 
 
 def probed(arithmetic: Arithmetic) -> dict[str, str]:

@@ -107,9 +107,15 @@ class Number:
     def agrees(self, new: Number, tolerance: Tolerance, spread: float = 0.0) -> bool:
         "Whether `new` may stand where this one is stored."
         if not (math.isfinite(self.value) and math.isfinite(new.value)): return self.text == new.text
-        if not tolerance.integers and self.whole != new.whole and not (self.point and new.point): return False  # a count became a measurement
+        if not tolerance.integers and self.whole != new.whole and not (self.point and new.point):
+            return False  # a count became a measurement
         if self.whole and new.whole and not tolerance.integers and not spread: return self.text == new.text
-        return math.isclose(self.value, new.value, rel_tol=tolerance.rel * (self.point or tolerance.integers), abs_tol=self.allowed(tolerance, spread) * (1 + 1e-9))
+        return math.isclose(
+            self.value,
+            new.value,
+            rel_tol=tolerance.rel * (self.point or tolerance.integers),
+            abs_tol=self.allowed(tolerance, spread) * (1 + 1e-9),
+        )
 
 
 def tokenise(text: str, html: bool = False) -> tuple[list[str], list[Number]]:
@@ -197,7 +203,8 @@ def compare_text(
             why = f"relative difference {rel:.2g}, absolute {abs(a.value - b.value):.2g}, allowed {allowed:.2g}{learned}"
         problems += [f"number {i} of {len(stored_numbers)}: stored {a.text}, new {b.text} ({why})"]
         problems += [f"    stored  {_around(stored, a)}", f"    new     {_around(new, b)}"]
-    if not problems and _constant(stored_numbers, new_numbers): problems = ["the stored numbers differ from each other, the new ones are all the same"]
+    if not problems and _constant(stored_numbers, new_numbers):
+        problems = ["the stored numbers differ from each other, the new ones are all the same"]
     if len(problems) > 3 * SHOWN: problems = [*problems[: 3 * SHOWN], f"... and {len(problems) // 3 - SHOWN} more numbers"]
     return problems
 
@@ -237,12 +244,15 @@ def texts(output) -> Iterator[tuple[str, str, bool]]:
     else:
         for mime in sorted(output.data):
             content = output.data[mime]
-            if mime == "application/vnd.jupyter.widget-view+json" or mime.startswith("image/"): continue  # a random id; its size is compared
+            if mime == "application/vnd.jupyter.widget-view+json" or mime.startswith("image/"):
+                continue  # a random id; its size is compared
             if not isinstance(content, str): content = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
             yield mime, content, mime == "text/html"
 
 
-def compare_output(stored, new, tolerance: Tolerance, measured: Mapping[str, Mapping[int, float]], unsettled: bool, moved: list[Moved] | None) -> list[str]:
+def compare_output(
+    stored, new, tolerance: Tolerance, measured: Mapping[str, Mapping[int, float]], unsettled: bool, moved: list[Moved] | None
+) -> list[str]:
     "Compare two outputs of the same kind."
     problems = []
     for (name, a, html), (_, b, _) in zip(texts(stored), texts(new)):

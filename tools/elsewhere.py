@@ -34,7 +34,8 @@ class Outcome:
     def row(self) -> str:
         pages = self.report["notebooks"].values()
         counts = {k: sum(p[k] for p in pages) for k in ("run", "compared", "moved", "half", "failed")}
-        return f"{self.arithmetic:15}{len(pages):9}{counts['run']:8}{counts['compared']:10}{counts['moved']:8}{counts['half']:8}{counts['failed']:8}"
+        numbers = [f"{len(pages):9}", *(f"{n:{10 if k == 'compared' else 8}}" for k, n in counts.items())]
+        return f"{self.arithmetic:15}{''.join(numbers)}"
 
 
 HEAD = f"{'arithmetic':15}{'notebooks':>9}{'cells':>8}{'compared':>10}{'moved':>8}{'> half':>8}{'failed':>8}"
@@ -44,8 +45,10 @@ def run(arithmetic: Arithmetic, pages: list[Path], jobs: int) -> Outcome:
     "Compare the notebooks with what is stored while their kernels compute in another way."
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        options = ["--nbval", "--nbval-current-env", "--nbval-arithmetic", arithmetic.name, "--nbval-report", str(report), "--nbval-min-compared", "0"]
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs), "--dist", "loadfile", *options, *map(str, pages)]
+        options = ["--nbval", "--nbval-current-env", "--nbval-min-compared", "0"]
+        options += ["--nbval-arithmetic", arithmetic.name, "--nbval-report", str(report)]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", str(jobs), "--dist", "loadfile"]
+        command += [*options, *map(str, pages)]
         code = subprocess.run(command, cwd=ROOT, env=os.environ | {"LMBOOK_BUDGET": ""}).returncode
         return Outcome(arithmetic.name, code, json.loads(report.read_text()) if report.exists() else {"notebooks": {}, "nearest": []})
 
@@ -57,7 +60,9 @@ def table(outcomes: list[Outcome]) -> str:
     if nearest: rows += ["", "The numbers that came nearest to what they are allowed (1.00: all of it):"]
     for m in nearest:
         name = Path(m["notebook"]).stem
-        rows.append(f"{m['used']:6.2f}  {name:20} {m['cell']:14} {m['arithmetic']:15} stored {m['stored']}, new {m['new']}:  {m['where'].strip()}")
+        rows.append(
+            f"{m['used']:6.2f}  {name:20} {m['cell']:14} {m['arithmetic']:15} stored {m['stored']}, new {m['new']}:  {m['where'].strip()}"
+        )
     return "\n".join(rows)
 
 
@@ -74,11 +79,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("notebooks", nargs="*", type=Path, help="notebooks (default: all)")
     parser.add_argument("--arithmetic", action="append", choices=ALL, help="one of these only (default: those of ELSEWHERE)")
-    parser.add_argument("--part", nargs="?", const="", metavar="COMMIT", help=f"{PART} notebooks under one arithmetic, chosen by the commit (default: this one)")
+    parser.add_argument(
+        "--part",
+        nargs="?",
+        const="",
+        metavar="COMMIT",
+        help=f"{PART} notebooks under one arithmetic, chosen by the commit (default: this one)",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="kernels at a time (default: 2)")
     args = parser.parse_args()
     if args.part is None:
-        outcomes = [run(ALL[name], args.notebooks or [NBS], args.jobs) for name in args.arithmetic or [a.name for a in ELSEWHERE if a.runs_here]]
+        outcomes = [
+            run(ALL[name], args.notebooks or [NBS], args.jobs) for name in args.arithmetic or [a.name for a in ELSEWHERE if a.runs_here]
+        ]
     else:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)  # not a clone: always the same part
         commit = args.part or head.stdout.strip()

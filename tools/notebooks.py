@@ -183,7 +183,8 @@ def findings(nb: nbformat.NotebookNode) -> dict[str, str]:
     "What the boxes of a notebook say was found, by claim."
     found = {}
     for out in (out for cell in nb.cells for out in cell.get("outputs", ())):
-        if box := re.fullmatch(r"(D\d-\d\d) .*\n  says: .*\n  found: (.*)", out.get("data", {}).get("text/plain", "")): found[box[1]] = box[2]
+        if box := re.fullmatch(r"(D\d-\d\d) .*\n  says: .*\n  found: (.*)", out.get("data", {}).get("text/plain", "")):
+            found[box[1]] = box[2]
     return found
 
 
@@ -229,10 +230,14 @@ def export_differences() -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    run_args = commands.add_parser("run", help="execute notebooks in a clean kernel, store their outputs and measure how far the numbers move")
+    run_args = commands.add_parser(
+        "run", help="execute notebooks in a clean kernel, store their outputs and measure how far the numbers move"
+    )
     run_args.add_argument("paths", nargs="*", help="notebooks (default: all)")
     run_args.add_argument("--draft", action="store_true", help="execute once and measure nothing (the tests will ask for the rest)")
-    run_args.add_argument("--kept", action="store_true", help="cells were only moved or renamed: measure a notebook only if it shows something else")
+    run_args.add_argument(
+        "--kept", action="store_true", help="cells were only moved or renamed: measure a notebook only if it shows something else"
+    )
     run_args.add_argument("--jobs", type=int, default=2, help="kernels at a time (default: 2)")
     commands.add_parser("export", help="write lmbook/ from the notebooks")
     commands.add_parser("check", help="fail if lmbook/ is not what the notebooks export")

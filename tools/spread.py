@@ -29,7 +29,9 @@ def place(notebook: Path) -> Path:
 
 def digest(nb: NotebookNode) -> str:
     "A name for the code cells with what they show."
-    shown = [[c.id, c.source, *(t for out in c.outputs for t in texts(out))] for c in nb.cells if c.cell_type == "code" and c.source.strip()]
+    shown = [
+        [c.id, c.source, *(t for out in c.outputs for t in texts(out))] for c in nb.cells if c.cell_type == "code" and c.source.strip()
+    ]
     return hashlib.sha256(json.dumps(shown, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
@@ -74,7 +76,8 @@ class Spread:
 
     def problems(self, nb: NotebookNode) -> Iterator[str]:
         "Why it does not vouch for this notebook."
-        if self.notebook != digest(nb): yield "the spread beside this notebook was measured for other cells or outputs: `make run` measures it"
+        if self.notebook != digest(nb):
+            yield "the spread beside this notebook was measured for other cells or outputs: `make run` measures it"
         elif missing := [c.id for c in nb.cells if compared(c) and c.id not in self.cells]:
             yield f"no spread was measured for the cells {', '.join(missing)}: `make run` measures it"
 
@@ -82,8 +85,8 @@ class Spread:
 def measure(stored: NotebookNode, others: dict[str, NotebookNode]) -> tuple[Spread, list[str]]:
     """The spread of the numbers of `stored` among runs of the same notebook, by arithmetic; and what no tolerance covers, in words.
 
-    That is a word, an order or a number of outputs that is another one under some arithmetic: the cell shows a decision that hangs on a last
-    bit. It has to show what holds on every machine (rounded, sorted by name, asserted with a margin), or be marked with its reason.
+    That is a word, an order or a number of outputs that is another one under some arithmetic: the cell shows a decision that hangs on a
+    last bit. It has to show what holds on every machine (rounded, sorted by name, asserted with a margin), or be marked with its reason.
     """
     spread, flips = Spread(digest(stored), list(others)), []
     for i, cell in enumerate(stored.cells):
@@ -139,14 +142,21 @@ def says_nothing(nb: NotebookNode, spread: Spread) -> Iterator[str]:
                 numbers = tokenise(text, html)[1]
                 measured = spread.cells.get(cell.id, {}).get(f"{i} {key}", {})
                 if html and "text/plain" in out.data: continue  # the same once more
-                wide = [_said(n, s, tolerance) for n, s in zip(numbers, spreads_of(numbers, measured, spread.unsettled(cell.id))) if s and _wide(n, s, tolerance)]
+                wide = [
+                    _said(n, s, tolerance)
+                    for n, s in zip(numbers, spreads_of(numbers, measured, spread.unsettled(cell.id)))
+                    if s and _wide(n, s, tolerance)
+                ]
                 whole = [_said(n, measured[j], tolerance) for j, n in enumerate(numbers) if n.whole and j in measured]
-                if wide: yield f"cell {cell.id}: {len(wide)} of {len(numbers)} numbers may be half as large or half as large again: {', '.join(wide[:6])}"
+                if wide:
+                    yield f"cell {cell.id}: {len(wide)} of {len(numbers)} numbers may be half as large: {', '.join(wide[:6])}"
                 if whole: yield f"cell {cell.id}: whole numbers that moved: {', '.join(whole[:6])}"
 
 
 def _wide(number: Number, spread: float, tolerance: Tolerance) -> bool:
-    return not number.whole and number.value != 0 and number.allowed(tolerance, spread) >= abs(number.value) / 2 and spread > number.half_unit
+    return (
+        not number.whole and number.value != 0 and number.allowed(tolerance, spread) >= abs(number.value) / 2 and spread > number.half_unit
+    )
 
 
 def _said(number: Number, spread: float, tolerance: Tolerance) -> str: return f"{number.text} ± {FACTOR * spread:.2g}"
