@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -29,9 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from .core import Check, LmbookError
+
 # %% ../nbs/30_embeddings.ipynb #fe42116035
-class EmbeddingError(ValueError):
-    "Something about words, their vectors or a text to learn them from that the user can mend. The message says what is wrong and what to do about it."
+class EmbeddingError(LmbookError):
+    "Something about words, their vectors or a text to learn them from that the user can mend."
+
+
+_check = Check(EmbeddingError)
 
 
 @dataclass(eq=False)
@@ -43,8 +48,8 @@ class WordVectors:
     """
 
     words: Sequence[str]  # V different words, usually the most frequent first
-    matrix: np.ndarray  # (V, d) float32: row i is the vector of words[i]. Tensors and lists are converted; a memory-mapped float32 array stays one
-    outputs: np.ndarray | None = None  # (V, d) the vectors that the words have as context, for a model that learned two
+    matrix: Any  # (V, d) float32: row i is the vector of words[i]. Tensors and lists become arrays; a memory-mapped float32 array stays one
+    outputs: Any = None  # (V, d) the vectors that the words have as context, for a model that learned two
     counts: np.ndarray | None = None  # (V,) how often each occurred in the text that was learned from
     index: dict[str, int] = field(init=False, repr=False)  # the row of each word
 
@@ -53,7 +58,9 @@ class WordVectors:
         self.matrix = _as_matrix(self.matrix, "matrix", len(self.words))
         if self.outputs is not None: self.outputs = _as_matrix(self.outputs, "outputs", len(self.words))
         if self.counts is not None and np.shape(self.counts) != (len(self.words),):
-            raise EmbeddingError(f"There are {len(self.words)} words but counts of shape {np.shape(self.counts)}. Give one count for each word.")
+            raise EmbeddingError(
+                f"There are {len(self.words)} words but counts of shape {np.shape(self.counts)}. Give one count for each word."
+            )
         self.index = {word: i for i, word in enumerate(self.words)}
         if len(self.index) < len(self.words):
             word, n = Counter(self.words).most_common(1)[0]
@@ -65,7 +72,10 @@ class WordVectors:
             good = np.isfinite(matrix[start : start + 65_536]).all(1)
             if not good.all():
                 word = self.words[start + int(good.argmin())]
-                raise EmbeddingError(f"The vector of {word!r} holds a number that is not finite. Did training diverge (a smaller lr), or is the file damaged?")
+                raise EmbeddingError(
+                    f"The vector of {word!r} holds a number that is not finite. "
+                    "Did training diverge (a smaller lr), or is the file damaged?"
+                )
 
     def __repr__(self) -> str: return f"WordVectors({len(self):,} words, {self.dim} dimensions)"
 
@@ -84,7 +94,8 @@ class WordVectors:
         "The number of a word's row. EmbeddingError, with words that are spelled like it, where there is none."
         if word in self.index: return self.index[word]
         near = [w for w in dict.fromkeys((str(word).lower(), str(word).capitalize(), str(word).upper())) if w in self.index]
-        if not near: near = difflib.get_close_matches(str(word), [w for w in self.words[:50_000] if abs(len(w) - len(str(word))) < 3], cutoff=.7)
+        if not near:
+            near = difflib.get_close_matches(str(word), [w for w in self.words[:50_000] if abs(len(w) - len(str(word))) < 3], cutoff=0.7)
         hint = f"Did you mean {' or '.join(near)}?" if near else "Ask `word in vectors` first, or learn from text that has it."
         raise EmbeddingError(f"There is no vector for {word!r} among {len(self):,} words. {hint}")
 
@@ -119,7 +130,7 @@ class WordVectors:
         return [(self.words[i], float(cosines[i])) for i in top[np.lexsort((top, -cosines[top]))]]
 
     def analogy(self, a: str, b: str, c: str, k: int = 10) -> list[tuple[str, float]]:
-        "`a` is to `b` as `c` is to what? The words nearest to b - a + c, of unit vectors, these three left out (3CosAdd; Mikolov et al. 2013)."
+        "`a` is to `b` as `c` is to what? The words nearest to b - a + c, of unit vectors, without these three (Mikolov et al. 2013)."
         unit_a, unit_b, unit_c = (self.normalized[self.row(word)] for word in (a, b, c))
         return self.nearest(unit_b - unit_a + unit_c, k, exclude=(a, b, c))
 
@@ -137,8 +148,10 @@ def _as_matrix(matrix: Any, what: str, height: int) -> np.ndarray:
     "Anything like a matrix as a float32 array (height, d), without a copy where it is one."
     if isinstance(matrix, Tensor): matrix = matrix.detach().float().cpu().numpy()
     matrix = np.asanyarray(matrix)
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu": raise EmbeddingError(f"{what} should be a matrix of numbers (V, d), but is an array of {matrix.dtype} with shape {matrix.shape}.")
-    if len(matrix) != height: raise EmbeddingError(f"There are {height} words but {len(matrix)} rows in {what}. Give one row for each word.")
+    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
+        raise EmbeddingError(f"{what} should be a matrix of numbers (V, d), but is an array of {matrix.dtype} with shape {matrix.shape}.")
+    if len(matrix) != height:
+        raise EmbeddingError(f"There are {height} words but {len(matrix)} rows in {what}. Give one row for each word.")
     return matrix if matrix.dtype == np.float32 else np.asarray(matrix, dtype=np.float32)
 
 # %% ../nbs/30_embeddings.ipynb #78bc22a6f3
@@ -153,7 +166,8 @@ class IndexedText:
     n_documents: int
     n_words: int  # how many there were, the rare ones included
 
-    def __iter__(self) -> Iterator[np.ndarray]: return iter(np.split(self.ids, np.searchsorted(self.document, np.arange(1, self.n_documents))))
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(np.split(self.ids, np.searchsorted(self.document, np.arange(1, self.n_documents))))
 
 
 def index_text(
@@ -176,12 +190,15 @@ def index_text(
     ids, counts = np.frombuffer(found, dtype=np.intc), np.bincount(found, minlength=len(words))
     order = np.argsort(-counts, kind="stable")
     order = order[counts[order] >= min_count]
-    if not len(order): raise EmbeddingError(f"None of the {len(words):,} words occurs {min_count} times; the most frequent occurs {counts.max()} times. Lower min_count.")
-    place = np.full(len(words), -1, dtype=np.int32)
-    place[order] = np.arange(len(order), dtype=np.int32)
-    ids, document = place[ids], np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+    if not len(order):
+        raise EmbeddingError(
+            f"None of the {len(words):,} words occurs {min_count} times; the most frequent occurs {counts.max()} times. Lower min_count."
+        )
+    rank = np.full(len(words), -1, dtype=np.int32)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    ids, belongs = rank[ids], np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
     kept = ids >= 0
-    return IndexedText([words[i] for i in order], counts[order], ids[kept], document[kept], len(lengths), len(found))
+    return IndexedText([words[i] for i in order], counts[order], ids[kept], belongs[kept], len(lengths), len(found))
 
 # %% ../nbs/30_embeddings.ipynb #e24e0ec777
 @dataclass(frozen=True, eq=False)
@@ -201,12 +218,14 @@ class SparseMatrix:
 
     def sums(self) -> tuple[np.ndarray, np.ndarray]: # (V,) and (V,)
         "The sum of each row and of each column."
-        return tuple(np.bincount(i, self.values, self.size) for i in (self.rows, self.cols))
+        return np.bincount(self.rows, self.values, self.size), np.bincount(self.cols, self.values, self.size)
 
     def tensor(self) -> Tensor: # sparse COO (V, V), float32
         "For PyTorch."
         places = torch.from_numpy(np.stack([self.rows, self.cols]))
-        return torch.sparse_coo_tensor(places, torch.from_numpy(self.values).float(), (self.size, self.size), is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            places, torch.from_numpy(self.values).float(), (self.size, self.size), is_coalesced=True, check_invariants=False
+        )
 
 
 def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -217,26 +236,33 @@ def _summed(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return keys[first], np.add.reduceat(values, first) if len(keys) else values
 
 
-WEIGHTS = {"flat": lambda d, window: 1.0, "linear": lambda d, window: (window - d + 1) / window, "harmonic": lambda d, window: 1 / d}
+_Weight = Literal["flat", "linear", "harmonic"]
+WEIGHTS: dict[_Weight, Callable[[int, int], float]] = {
+    "flat": lambda d, window: 1.0, "linear": lambda d, window: (window - d + 1) / window, "harmonic": lambda d, window: 1 / d,
+}
+assert set(WEIGHTS) == set(get_args(_Weight))
 
 
 def cooccurrences(
-    documents: Iterable[Sequence[int]],  # each a row of ids from 0 to vocab_size - 1
+    documents: Iterable[Sequence[int] | np.ndarray],  # each a row of ids from 0 to vocab_size - 1
     vocab_size: int,  # V
     window: int = 5,  # how many words to each side are looked at, at least 1
-    weight: str = "flat",  # what a pair at distance d counts: "flat" 1, "linear" (window-d+1)/window, "harmonic" 1/d
+    weight: _Weight = "flat",  # what a pair at distance d counts: "flat" 1, "linear" (window-d+1)/window, "harmonic" 1/d
 ) -> SparseMatrix: # symmetric
     """How often each word stands within a window of each other, by sorting and summing, a million words at a time.
 
     "linear" is what a dynamic window amounts to on average (word2vec), "harmonic" what GloVe counts. EmbeddingError for ids out of range.
     """
     if window < 1: raise EmbeddingError(f"window={window}: look at least one word to each side.")
-    if weight not in WEIGHTS: raise EmbeddingError(f"There is no weight {weight!r}. Choose one of: {', '.join(WEIGHTS)}.")
+    _check.choice("weight", weight, WEIGHTS)
     parts: list[tuple[np.ndarray, np.ndarray]] = []
 
     def count(rows: list[np.ndarray]) -> None:
         ids = np.concatenate(rows).astype(np.int64)
-        if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size: raise EmbeddingError(f"Ids run from {ids.min()} to {ids.max()}; with vocab_size={vocab_size} they should run from 0 to {vocab_size - 1}.")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < vocab_size:
+            raise EmbeddingError(
+                f"Ids run from {ids.min()} to {ids.max()}; with vocab_size={vocab_size} they should run from 0 to {vocab_size - 1}."
+            )
         document = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
         keys, values = [], []
         for d in range(1, min(window, len(ids) - 1) + 1):
@@ -246,13 +272,14 @@ def cooccurrences(
         if keys: parts.append(_summed(np.concatenate(keys), np.concatenate(values)))
         if len(parts) > 8: parts[:] = [_summed(*map(np.concatenate, zip(*parts)))]
 
-    waiting, n = [], 0
+    waiting: list[np.ndarray] = []
+    n = 0
     for document in documents:
         waiting.append(np.asarray(document))
         n += len(waiting[-1])
         if n > 1_000_000: count(waiting); waiting, n = [], 0
     if waiting: count(waiting)
-    if not parts: return SparseMatrix(*(np.zeros(0, dtype=kind) for kind in (np.int64, np.int64, np.float64)), vocab_size)
+    if not parts: return SparseMatrix(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), vocab_size)
     keys, values = _summed(*map(np.concatenate, zip(*parts)))  # pairs in the order of the text; the other order is the mirror image
     keys, values = _summed(np.concatenate([keys, keys % vocab_size * vocab_size + keys // vocab_size]), np.concatenate([values, values]))
     return SparseMatrix(keys // vocab_size, keys % vocab_size, values, vocab_size)
@@ -287,7 +314,7 @@ def svd_vectors(
     power: float = .5,  # of the singular values: 1 keeps them, 0 makes all directions equally long
     seed: int = 0,
 ) -> WordVectors:
-    "The best `dim` numbers for each row of a large matrix, by a truncated singular value decomposition: U S^power (Levy, Goldberg and Dagan 2015)."
+    "The best `dim` numbers for each row of a large matrix: U S^power of its singular value decomposition (Levy et al. 2015)."
     if not 1 <= dim <= scores.size: raise EmbeddingError(f"dim={dim}: with {scores.size} words it should be between 1 and {scores.size}.")
     if scores.size <= 1000: U, S, V = torch.linalg.svd(torch.from_numpy(scores.dense()).float(), full_matrices=False); V = V.mT
     else:
@@ -301,7 +328,7 @@ def svd_vectors(
 # %% ../nbs/30_embeddings.ipynb #bb8fafa17b
 def huffman(
     counts: Sequence[int] | np.ndarray,  # (V,) how often each word occurs
-) -> tuple[np.ndarray, np.ndarray]: # (V, D) the inner nodes on the way to each word, 0 to V - 2; and +1 (left), -1 (right) or, past its end, 0
+) -> tuple[np.ndarray, np.ndarray]: # (V, D) inner nodes on the way to each word, 0 to V - 2; and +1 (left), -1 (right), 0 (past its end)
     "Huffman's tree: frequent words have short ways. Each word is reached by the turns at the nodes above it."
     V = len(counts)
     heap = [(int(n), i) for i, n in enumerate(counts)]
@@ -353,7 +380,7 @@ def negative_gradient(
     noise: Tensor,  # (B, K, d) output vectors of noise words, shared by the block
     weight: Tensor | float,  # (K,) how many noise words for each true pair one of them stands for; together they should make k
 ) -> tuple[Tensor, Tensor, Tensor]: # gradients for hidden, true and noise
-    "Which way to move to lower -log sigmoid(h.c) for true pairs and -log sigmoid(-h.n) for noise (Mikolov et al. 2013b, eq. 4), a block at a time."
+    "Which way to move to lower -log sigmoid(h.c) for true pairs, -log sigmoid(-h.n) for noise (Mikolov et al. 2013b, eq. 4), by blocks."
     for_true = want * (torch.bmm(hidden, true.mT).sigmoid_() - 1)  # (B, L, S)
     for_noise = want.sum(2, keepdim=True) * weight * torch.bmm(hidden, noise.mT).sigmoid_()  # (B, L, K)
     both, outputs = torch.cat([for_true, for_noise], 2), torch.cat([true, noise], 1)
@@ -367,8 +394,12 @@ class Word2VecConfig:
 
     dim: int = 100  # numbers in a vector
     window: int = 5  # words to each side, at most
-    method: str = "skipgram"  # "skipgram": a word predicts each of its neighbours; "cbow": the mean of the neighbours predicts the word
-    loss: str = "negative"  # "negative" sampling, "hierarchical" softmax, or the full "softmax" (for small vocabularies)
+    method: Literal["skipgram", "cbow"] = (
+        "skipgram"  # "skipgram": a word predicts each of its neighbours; "cbow": the mean of the neighbours predicts the word
+    )
+    loss: Literal["negative", "hierarchical", "softmax"] = (
+        "negative"  # "negative" sampling, "hierarchical" softmax, or the full "softmax" (for small vocabularies)
+    )
     negative: int = 5  # noise words for each true pair
     noise_power: float = .75  # noise words are drawn by their frequency to this power
     dynamic_window: bool = True  # each word's window is drawn from 1 to `window`, so near neighbours count more
@@ -385,14 +416,11 @@ class Word2VecConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("dim", 1), ("window", 1), ("negative", 1), ("min_count", 1), ("epochs", 1), ("batch", 1), ("block", 1), ("shared", 1), ("workers", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least: raise EmbeddingError(f"{name}={value!r}: give a whole number of at least {least}.")
-        for name, options in (("method", ("skipgram", "cbow")), ("loss", ("negative", "hierarchical", "softmax"))):
-            if getattr(self, name) not in options: raise EmbeddingError(f"{name}={getattr(self, name)!r}: choose one of {', '.join(options)}.")
-        if not 0 < self.min_lr <= self.lr < math.inf: raise EmbeddingError(f"lr={self.lr} and min_lr={self.min_lr}: the rate falls from lr to min_lr, and both are above 0.")
-        for name in ("subsample", "clip", "noise_power"):
-            if not 0 <= getattr(self, name) < math.inf: raise EmbeddingError(f"{name}={getattr(self, name)}: give 0 or a positive number.")
+        _check.counts(self, "dim", "window", "negative", "min_count", "epochs", "batch", "block", "shared", "workers")
+        _check.choices(self)
+        rates = f"lr={self.lr} and min_lr={self.min_lr}: the rate falls from lr to min_lr, and both are above 0."
+        _check.that(0 < self.min_lr <= self.lr < math.inf, rates)
+        _check.positive(self, "subsample", "clip", "noise_power", zero=True)
 
 # %% ../nbs/30_embeddings.ipynb #61e612e3f2
 def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -438,7 +466,9 @@ class _Word2Vec:
 
     def _negative(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, dice: torch.Generator) -> Tensor:
         B, S, K = len(around), around.shape[1], self.config.shared
-        noise = torch.searchsorted(self.noise_bounds, torch.rand(B, K, generator=dice, dtype=torch.float64)).clamp_(max=len(self.outputs) - 1)
+        noise = torch.searchsorted(self.noise_bounds, torch.rand(B, K, generator=dice, dtype=torch.float64)).clamp_(
+            max=len(self.outputs) - 1
+        )
         ids = torch.cat([around, noise], 1)
         rows = self.outputs.index_select(0, ids.view(-1)).view(B, S + K, -1)
         for_hidden, *for_outputs = negative_gradient(hidden, rows[:, :S], want, rows[:, S:], self.config.negative / K)
@@ -494,8 +524,9 @@ def train_word2vec(
 ) -> WordVectors: # with `outputs` (for hierarchical softmax, which has nodes instead, None) and `counts`
     """Learn vectors by predicting neighbours (Mikolov et al. 2013a and b).
 
-    Departures: noise is shared by the words of a block (as Ji et al. 2016 do) and weighted so that the expected gradient is that of `negative`
-    words for each pair; updates of a batch are summed and their length limited. With one worker the result is a function of text and config.
+    Departures: noise is shared by the words of a block (as Ji et al. 2016 do) and weighted so that the expected gradient is that of
+    `negative` words for each pair; updates of a batch are summed and their length limited. With one worker the result is a function of
+    text and config.
     EmbeddingError for a text without words, without frequent words, or where the vectors diverge.
     """
     text = documents if isinstance(documents, IndexedText) else index_text(documents, config.min_count)
@@ -558,9 +589,12 @@ def score_similarity(
     pairs = list(pairs)
     row: dict[str, int] = {}
     for i, word in enumerate(_folded(vectors.words, ignore_case)): row.setdefault(word, i)
-    asked = [(row.get(a), row.get(b), score) for (a, b), score in zip((_folded(p[:2], ignore_case) for p in pairs), (float(p[2]) for p in pairs))]
+    asked = [
+        (row.get(a), row.get(b), score) for (a, b), score in zip((_folded(p[:2], ignore_case) for p in pairs), (float(p[2]) for p in pairs))
+    ]
     known = [(a, b, score) for a, b, score in asked if a is not None and b is not None]
-    if len(known) < 2: raise EmbeddingError(f"{len(known)} of {len(pairs)} pairs have vectors for both words; two are the least that can be correlated.")
+    if len(known) < 2:
+        raise EmbeddingError(f"{len(known)} of {len(pairs)} pairs have vectors for both words; two are the least that can be correlated.")
     a, b, human = map(np.array, zip(*known))
     cosine = (vectors.normalized[a] * vectors.normalized[b]).sum(1, dtype=np.float64)
     return SimilarityScore(_correlation(_ranks(cosine), _ranks(human)), _correlation(cosine, human), len(known), len(pairs))
@@ -593,7 +627,9 @@ def score_analogies(
     for section, rows in questions.items():
         rows = list(rows)
         total += len(rows)
-        known = np.array([[kind[w] for w in q] for q in (_folded(q, ignore_case) for q in rows) if all(w in kind for w in q)], dtype=np.int64).reshape(-1, 4)
+        known = np.array(
+            [[kind[w] for w in q] for q in (_folded(q, ignore_case) for q in rows) if all(w in kind for w in q)], dtype=np.int64
+        ).reshape(-1, 4)
         right = 0
         for part in (known[i : i + 1024] for i in range(0, len(known), 1024)):
             a, b, c = (unit[[row[k] for k in part[:, i]]] for i in range(3))
@@ -614,7 +650,10 @@ def project(
     "Look at vectors from where they differ most: principal components, by SVD. The largest number of each direction is positive."
     matrix = vectors.matrix if isinstance(vectors, WordVectors) else vectors
     matrix = _as_matrix(matrix, "vectors", len(matrix)).astype(np.float64)
-    if not 1 <= dims <= min(matrix.shape): raise EmbeddingError(f"dims={dims}: {matrix.shape[0]} vectors of {matrix.shape[1]} numbers have 1 to {min(matrix.shape)} directions.")
+    if not 1 <= dims <= min(matrix.shape):
+        raise EmbeddingError(
+            f"dims={dims}: {matrix.shape[0]} vectors of {matrix.shape[1]} numbers have 1 to {min(matrix.shape)} directions."
+        )
     if not np.isfinite(matrix).all(): raise EmbeddingError("The vectors hold a number that is not finite.")
     U, S, _ = np.linalg.svd(matrix - matrix.mean(0), full_matrices=False)
     places = U[:, :dims] * S[:dims]
@@ -623,13 +662,16 @@ def project(
 
 # %% ../nbs/30_embeddings.ipynb #898ad843b8
 def read_similarities(path: str | PathLike) -> list[tuple[str, str, float]]:
-    "Word pairs with scores from a file: three fields a line, separated by tabs or commas; lines that begin with # and a head line are left out."
+    "Word pairs with scores from a file: three fields a line, separated by tabs or commas. Leaves out a head line and comments (#)."
     out = []
     for n, line in _lines(path):
         fields = [part.strip() for part in re.split("[\t,;]", line)]
         try: out.append((fields[0], fields[1], float(fields[2])))
         except (IndexError, ValueError):
-            if out: raise EmbeddingError(f"{path}, line {n}: {line!r} is not a pair of words and a number, separated by tabs or commas.") from None
+            if out:
+                raise EmbeddingError(
+                    f"{path}, line {n}: {line!r} is not a pair of words and a number, separated by tabs or commas."
+                ) from None
     return out
 
 
@@ -666,12 +708,9 @@ class GloVeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("dim", "window", "min_count", "epochs", "batch"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1: raise EmbeddingError(f"{name}={value!r}: give a whole number of at least 1.")
-        for name in ("x_max", "lr"):
-            if not 0 < getattr(self, name) < math.inf: raise EmbeddingError(f"{name}={getattr(self, name)}: give a positive number.")
-        if not 0 <= self.power < math.inf: raise EmbeddingError(f"power={self.power}: give 0 or a positive number.")
+        _check.counts(self, "dim", "window", "min_count", "epochs", "batch")
+        _check.positive(self, "x_max", "lr")
+        _check.positive(self, "power", zero=True)
 
 
 def glove_weight(x: np.ndarray, x_max: float = 100., power: float = .75) -> np.ndarray:
@@ -683,14 +722,15 @@ def train_glove(
     documents: Iterable[Sequence[str]] | IndexedText,  # each a list of words; read once
     config: GloVeConfig = GloVeConfig(),
 ) -> WordVectors:
-    """Fit w_i . c_j + b_i + b_j to the logarithm of how often i and j occur together, by weighted least squares (Pennington et al. 2014, eq. 8).
+    """Fit w_i . c_j + b_i + b_j to the logarithm of how often i and j occur together (Pennington et al. 2014, eq. 8).
 
     The vector of a word is the sum w + c, as in section 4.2 of the paper. Departure: AdaGrad's steps are taken for batches of pairs, in a
     new order each epoch. EmbeddingError as in train_word2vec, and where no two words stand together.
     """
     text = documents if isinstance(documents, IndexedText) else index_text(documents, config.min_count)
     pairs = cooccurrences(text, len(text.words), config.window, "harmonic")
-    if not len(pairs.values): raise EmbeddingError("No two words stand in one document, so there is nothing to count. Give longer documents.")
+    if not len(pairs.values):
+        raise EmbeddingError("No two words stand in one document, so there is nothing to count. Give longer documents.")
     V, d, dice = len(text.words), config.dim, torch.Generator().manual_seed(config.seed)
     wanted, weight = (torch.from_numpy(x).float() for x in (np.log(pairs.values), glove_weight(pairs.values, config.x_max, config.power)))
     places = [torch.from_numpy(pairs.rows), torch.from_numpy(pairs.cols)]
@@ -702,7 +742,7 @@ def train_glove(
             ids = [place[batch] for place in places]
             rows = [side.index_select(0, i) for side, i in zip(sides, ids)]
             dots = (rows[0][:, :d] * rows[1][:, :d]).sum(1)
-            error = weight[batch] * (dots + rows[0][:, d] + rows[1][:, d] - wanted[batch])  # half the gradient of eq. 8, as the authors' program
+            error = weight[batch] * (dots + rows[0][:, d] + rows[1][:, d] - wanted[batch])  # half the gradient of eq. 8, as theirs
             for me, (side, square) in enumerate(zip(sides, squares)):
                 slope = rows[1 - me] * error[:, None]
                 slope[:, d] = error

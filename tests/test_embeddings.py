@@ -259,7 +259,7 @@ def test_cooccurrences_of_a_long_text_are_summed_in_parts():
 @pytest.mark.parametrize(("call", "says"), [
     (lambda: cooccurrences([[0, 7]], 7), "0 to 6"), (lambda: cooccurrences([[-1, 1]], 7), "Ids run from -1"),
     (lambda: cooccurrences([[0]], 7, 0), "window=0"),
-    (lambda: cooccurrences([[0]], 7, weight="far"), "no weight 'far'"),
+    (lambda: cooccurrences([[0]], 7, weight="far"), "no weight='far'"),
     (lambda: svd_vectors(list("ab"), SparseMatrix(*np.eye(2).nonzero(), np.ones(2), 2), 3), "dim=3"),
 ])  # fmt: skip
 def test_bad_counts(call, says):
@@ -435,7 +435,7 @@ def test_an_error_in_a_thread_comes_out(monkeypatch):
 @pytest.mark.parametrize(("config", "change", "says"), [
     (Word2VecConfig, {"window": 0}, "window=0"), (Word2VecConfig, {"dim": 0}, "dim=0"), (Word2VecConfig, {"epochs": 1.5}, "epochs=1.5"),
     (Word2VecConfig, {"workers": 0}, "workers=0"),
-    (Word2VecConfig, {"method": "sg"}, "choose one of skipgram, cbow"), (Word2VecConfig, {"loss": "ns"}, "negative, hierarchical, softmax"),
+    (Word2VecConfig, {"method": "sg"}, "Choose one of: skipgram, cbow"), (Word2VecConfig, {"loss": "ns"}, "negative, hierarchical, softmax"),
     (Word2VecConfig, {"lr": 0}, "lr=0"), (Word2VecConfig, {"lr": math.nan}, "lr=nan"),
     (Word2VecConfig, {"min_lr": 1.0}, "falls from lr to min_lr"),
     (Word2VecConfig, {"subsample": -1}, "subsample=-1"), (Word2VecConfig, {"clip": math.nan}, "clip=nan"),
