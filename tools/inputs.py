@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -181,31 +182,36 @@ class _Reader:
     def __init__(self, tree: Tree, path: str, syntax: ast.Module):
         self.tree, self.path, self.found = tree, path, Found()
         self.parents: dict[ast.AST, ast.AST] = {}
-        self.nodes: list[ast.AST] = [syntax]
-        for node in self.nodes:  # the list grows
-            for value in node.__dict__.values():
-                for child in value if isinstance(value, list) else (value,):
-                    if not isinstance(child, ast.AST) or isinstance(child, ast.expr_context | ast.operator): continue
-                    self.parents[child] = node
-                    self.nodes.append(child)
+        self.kinds: dict[type, list] = defaultdict(list)  # the nodes by their type
+        queue: list[ast.AST] = [syntax]
+        for node in queue:  # it grows
+            self.kinds[type(node)].append(node)
+            for name in node._fields:
+                value = getattr(node, name, None)
+                for child in value if type(value) is list else (value,):
+                    if isinstance(child, ast.AST) and name not in ("ctx", "op", "ops"):
+                        self.parents[child] = node
+                        queue.append(child)
         self.outside: set[str] = set()  # names of what comes from elsewhere
-        for node in self.nodes: self._import(node)
-        names = {getattr(n, "id", None) or getattr(n, "attr", None) for n in self.nodes if isinstance(n, ast.Name | ast.Attribute)} | self.outside
+        for node in self._all_of(ast.Import, ast.ImportFrom, ast.Attribute): self._import(node)
+        names = {n.id for n in self.kinds[ast.Name]} | {n.attr for n in self.kinds[ast.Attribute]} | self.outside
         self.in_package = path.startswith(f"{PACKAGE}/")
         if self.in_package and ANY_MODULE & names: self.found.named |= tree.below(PACKAGE)
         if not self.in_package and "pkgutil" in names: self.found.anything = True
         self.followed = not self.in_package or bool(RUNS & names)  # the package's own strings are messages, unless something runs them
         self.foreign = {p for f in self.found.imports if f != path for p in tree.found(f).places}  # places that other files define
         self.found.places = {n for names in self.found.imports.values() for n in names} & self.foreign
-        self.strings = [n for n in self.nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        self.strings = [n for n in self.kinds[ast.Constant] if isinstance(n.value, str)]
         self.in_path: set[ast.AST] = set()  # strings that are part of a path built with `/`
         self.paths: set[str] = set()  # variables that hold a path whose words are written there
         for _ in range(3): self._places()
-        for node in self.nodes: self._path(node)
+        for node in self.kinds[ast.BinOp]: self._path(node)
         if {"__file__", "cwd", "getcwd", *self.foreign} & names or any(n.value == ".." for n in self.strings):
-            for node in self.nodes: self._use(node)
+            for node in self._all_of(ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Call): self._use(node)
         for node in self.strings: self._string(node)
         if not self.found.named & set(tree.data) and any(f"{PACKAGE}.data" in n.value for n in self.strings): self.found.named |= set(tree.data)
+
+    def _all_of(self, *kinds: type) -> Iterator: return (node for kind in kinds for node in self.kinds[kind])
 
     # ---------------------------------------------------------------------------------------------------------------------- imports
 
@@ -256,17 +262,17 @@ class _Reader:
 
     def _places(self) -> None:
         "The variables that hold such a folder, or such a path."
-        for node in self.nodes:
-            if not isinstance(node, ast.Assign | ast.AnnAssign) or node.value is None: continue
+        for node in self._all_of(ast.Assign, ast.AnnAssign):
+            if node.value is None: continue
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 pairs = zip(target.elts, node.value.elts) if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) else [(target, node.value)]
                 for t, value in pairs:
                     if isinstance(t, ast.Name) and self._place(value): self.found.places.add(t.id)
                     elif isinstance(t, ast.Name) and self._named(value): self.paths.add(t.id)
 
-    def _path(self, node: ast.AST) -> None:
+    def _path(self, node: ast.BinOp) -> None:
         "A path built with `/`: its words are looked up together."
-        if not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)): return
+        if not isinstance(node.op, ast.Div): return
         if isinstance(above := self.parents.get(node), ast.BinOp) and isinstance(above.op, ast.Div) and above.left is node: return
         words: list[str | None] = []
         while isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
