@@ -314,23 +314,25 @@ def recorded(root: Path, *args: str, code: int = 0) -> set[str]:
     return set(load(root))
 
 
+def executed(output: str) -> str:
+    "A notebook of one cell, 1 + 1, with an output stored."
+    out = {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": {"text/plain": output}}
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1, "source": "1 + 1", "outputs": [out]}
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": kernel}, "cells": [cell]})
+
+
 def test_the_command(small: Path):
     "From end to end, with the workers and the options of the real one."
-    write(small / "nbs/01_a.ipynb", json.dumps({
-        "nbformat": 4, "nbformat_minor": 5, "metadata": {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}},
-        "cells": [{"cell_type": "code", "id": "a", "metadata": {}, "execution_count": 1, "source": "1 + 1", "outputs": [
-            {"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": {"text/plain": "2"}}]}],
-    }))  # fmt: skip
-    out = python(small, "-c", MAIN)
-    assert "To run, 3 of 3" in out and out.endswith("quick: 3 passed\n")
-    out = python(small, "-c", MAIN)
-    assert out.endswith("quick: nothing to run\n") and "Left out, 3" in out and "pytest" not in out.replace("depend", "")
-    write(small / "lmbook/one.py", "X = 2\n")
-    write(small / "nbs/01_a.ipynb", (small / "nbs/01_a.ipynb").read_text(encoding="utf-8").replace('"2"', '"3"'))
+    write(small / "nbs/01_right.ipynb", executed("2"))
+    write(small / "nbs/02_wrong.ipynb", executed("3"))
+    inputs = fingerprints(Tree(small))["tests/test_b.py"]
+    save(small, {"tests/test_b.py": inputs, "tests/test_a.py": inputs | {"lmbook/one.py": "0"}})
     out = python(small, "-c", MAIN, code=1)
-    assert "tests/test_a.py: lmbook/one.py changed\n" in out and "nbs/01_a.ipynb: nbs/01_a.ipynb changed\n" in out
-    assert "quick: 0 passed, 1 left out; failed, not finished, or changed meanwhile: nbs/01_a.ipynb, tests/test_a.py\n" in out
-    assert set(load(small)) == {"tests/test_b.py"}
+    assert "To run, 3 of 4" in out and "Left out, 1 " in out and "1 failed, 3 passed" in out
+    assert out.endswith("quick: 2 passed, 1 left out; failed, not finished, or changed meanwhile: nbs/02_wrong.ipynb\n")
+    assert set(load(small)) == {"nbs/01_right.ipynb", "tests/test_a.py", "tests/test_b.py"}
+    assert python(small, "-c", MAIN, "nbs/01_right.ipynb", "tests/test_a.py").endswith("\nquick: nothing to run\n")
 
 
 def test_what_the_command_says(small: Path, capsys: pytest.CaptureFixture):
@@ -372,17 +374,13 @@ def test_an_interrupt_keeps_what_had_passed(small: Path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_the_command_outlives_an_interrupt_until_pytest_has_ended(small: Path):
-    write(small / "tests/test_b.py", "import pathlib, time\ndef test_b():\n    pathlib.Path('started').touch()\n    time.sleep(60)\n")
-    write(small / "conftest.py", "import time\ndef pytest_sessionfinish():\n    time.sleep(1)\n    open('ended', 'w').close()\n")
-    command = [sys.executable, "-c", MAIN, "--jobs", "1"]
-    process = subprocess.Popen(command, cwd=small, env=environment(), stdout=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (small / "started").exists() and time.monotonic() < deadline: time.sleep(0.05)
+def test_the_command_waits_until_pytest_has_ended_after_an_interrupt(tmp_path: Path):
+    child = "import pathlib, time\ntry:\n    pathlib.Path('started').touch(); time.sleep(60)\nfinally: time.sleep(1); pathlib.Path('ended').touch()"
+    parent = f"import sys; from pathlib import Path; from tools.quick import run; sys.exit(run([sys.executable, '-c', {child!r}], Path.cwd()))"
+    process = subprocess.Popen([sys.executable, "-c", parent], cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL, start_new_session=True)
+    while not (tmp_path / "started").exists() and process.poll() is None: time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    out = process.communicate(timeout=120)[0]
-    assert process.returncode and (small / "ended").exists() and set(load(small)) == {"tests/test_a.py"}
-    assert "quick: 1 passed; failed, not finished, or changed meanwhile: tests/test_b.py" in out
+    assert process.wait(120) and (tmp_path / "ended").exists()
 
 
 def test_what_changed_while_it_ran_is_not_recorded(small: Path):
