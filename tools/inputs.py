@@ -92,7 +92,8 @@ class Tree:
     def ending(self, path: str) -> set[str]:
         "The same for a path that begins anywhere in the checkout."
         path = path.strip("/")
-        return {f for f in self.files if f"/{f}/".endswith(f"/{path}/")} | {b for d in self.folders if f"/{d}".endswith(f"/{path}") for b in self.below(d)}
+        files = {f for f in self.files if f"/{f}".endswith(f"/{path}")}
+        return files.union(*(self.below(d) for d in self.folders if f"/{d}".endswith(f"/{path}")))
 
     # ------------------------------------------------------------------------------------------------------------- what a file says
 
@@ -149,8 +150,10 @@ class Tree:
         Without this, a verdict on one claim would run every notebook that checks another. Empty where the whole list counts.
         """
         readers = {f for f in files if f.endswith(".py") and CLAIMS in self.found(f).named}
-        taken = [names for f in files if f not in readers for to, names in self.found(f).imports.items() if to in readers and f not in self.judges]
-        if not unit.endswith(".ipynb") or CLAIMS in self.found(unit).named or not all(names <= {"check_claim"} for names in taken): return ""
+        users = [f for f in files if f not in readers and f not in self.judges]
+        taken = [names for f in users for to, names in self.found(f).imports.items() if to in readers]
+        if not unit.endswith(".ipynb") or CLAIMS in self.found(unit).named or not all(names <= {"check_claim"} for names in taken):
+            return ""
         text = (self.root / unit).read_text(encoding="utf-8")
         rows = re.split(r"(?m)^(?=\[\[claim\]\])", (self.root / CLAIMS).read_text(encoding="utf-8"))
         mine = [row for row in rows if (name := re.search(r'(?m)^id = "(.+)"$', row)) and name[1] in text]
@@ -199,7 +202,7 @@ class _Reader:
         if self.in_package and ANY_MODULE & names: self.found.named |= tree.below(PACKAGE)
         if not self.in_package and "pkgutil" in names: self.found.anything = True
         self.followed = not self.in_package or bool(RUNS & names)  # the package's own strings are messages, unless something runs them
-        self.foreign = {p for f in self.found.imports if f != path for p in tree.found(f).places}  # places that other files define
+        self.foreign = {p for f in self.found.imports if f != path for p in tree.found(f).places}  # places of other files
         self.found.places = {n for names in self.found.imports.values() for n in names} & self.foreign
         self.strings = [n for n in self.kinds[ast.Constant] if isinstance(n.value, str)]
         self.in_path: set[ast.AST] = set()  # strings that are part of a path built with `/`
@@ -209,7 +212,8 @@ class _Reader:
         if {"__file__", "cwd", "getcwd", *self.foreign} & names or any(n.value == ".." for n in self.strings):
             for node in self._all_of(ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Call): self._use(node)
         for node in self.strings: self._string(node)
-        if not self.found.named & set(tree.data) and any(f"{PACKAGE}.data" in n.value for n in self.strings): self.found.named |= set(tree.data)
+        if any(f"{PACKAGE}.data" in n.value for n in self.strings) and not self.found.named & set(tree.data):
+            self.found.named |= set(tree.data)  # it names the folder and no file
 
     def _all_of(self, *kinds: type) -> Iterator: return (node for kind in kinds for node in self.kinds[kind])
 
@@ -265,7 +269,8 @@ class _Reader:
         for node in self._all_of(ast.Assign, ast.AnnAssign):
             if node.value is None: continue
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                pairs = zip(target.elts, node.value.elts) if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple) else [(target, node.value)]
+                both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
+                pairs = zip(target.elts, node.value.elts) if both else [(target, node.value)]
                 for t, value in pairs:
                     if isinstance(t, ast.Name) and self._place(value): self.found.places.add(t.id)
                     elif isinstance(t, ast.Name) and self._named(value): self.paths.add(t.id)
@@ -331,7 +336,7 @@ class _Reader:
             for names in re.findall(rf"from {package} import \(?([\w\s,]*|\*)", text):
                 found |= tree.module(package).union(*(tree.module(f"{package}.{n}") for n in re.findall(r"\w+", names)))
                 if names == "*" or not names.strip(): self._all(package)
-            if re.search(rf"(?<![\w./-]){package}\.(?=[{{%])", text) or more and re.search(rf"(?<![\w./-]){package}\.$", text): self._all(package)
+            if re.search(rf"(?<![\w./-]){package}\.(?=[{{%]{'|$' if more else ''})", text): self._all(package)
             if re.search(rf"\bimport {package}\b", text): found |= tree.module(package)
         self.found.named |= found
         self.found.modules |= found

@@ -1,9 +1,9 @@
 """Run only the notebooks and test files that a change touches: `make quick`.
 
-Each is known by its inputs (tools/inputs.py): the files that it depends on, Python's version, and the packages that are installed. The record of
-those with which it last passed stands in `.quick.json`; what has other inputs now is run. `make test` runs everything and keeps the same
-record, through the plugin that this module is to pytest (`-p tools.quick`). A file of tests counts as passed when all its tests ran and none
-failed, and if nothing that it depends on changed while it ran.
+Each is known by its inputs (tools/inputs.py): the files that it depends on, Python's version, and the packages that are installed. The
+record of those with which it last passed stands in `.quick.json`; what has other inputs now is run. `make test` runs everything and keeps
+the same record, through the plugin that this module is to pytest (`-p tools.quick`). A file of tests counts as passed when all its tests
+ran and none failed, and if nothing that it depends on changed while it ran.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Recorder:
         unit = report.nodeid.split("::")[0]
         if report.failed: self.fail(unit)
         if report.when == "teardown": self.done[unit].add(report.nodeid)
-        if unit in self.inputs and unit not in self.failed and self.done[unit] >= self.expected[unit] and self.expected[unit]: self.passed(unit)
+        if unit not in self.inputs or unit in self.failed or not self.expected[unit]: return
+        if self.done[unit] >= self.expected[unit]: self.passed(unit)
 
     def fail(self, unit: str) -> None:
         if unit in self.failed: return
@@ -150,7 +151,8 @@ def run(command: list[str], root: Path) -> int:
         except KeyboardInterrupt: pass
 
 
-def listed(names: Iterable[str]) -> str: return textwrap.fill(", ".join(names), 120, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+def listed(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), 120, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
@@ -178,7 +180,8 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         return 0
 
     pages = [unit for unit in to_run if unit.endswith(".ipynb")]
-    share = ["--nbval-min-compared", "0"] if 0 < len(pages) < len([u for u in now if u.endswith(".ipynb")]) else []  # a share of the whole book
+    some = 0 < len(pages) < sum(unit.endswith(".ipynb") for unit in now)
+    share = ["--nbval-min-compared", "0"] if some else []  # this share is one of the whole book
     jobs = ["-n", str(min(args.jobs, len(to_run)))]
     code = run([sys.executable, "-m", "pytest", "-p", "tools.quick", *jobs, *OPTIONS, *share, *to_run], root)
     after = load(root)
