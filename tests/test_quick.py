@@ -269,8 +269,10 @@ def test_the_record_is_written_whole_or_not_at_all(root: Path, monkeypatch: pyte
     assert load(root) == {"tests/test_one.py": {"a": "1"}} and not list(root.glob(RECORD + ".*"))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 1}', '{"format": 1, "passed": {"a": 1}}', '{"format": 1, "passed": 3}'],
-                         ids=str)  # fmt: skip
+UNREADABLE = ["", "{", "[]", "null", '{"format": 1}', '{"format": 1, "passed": {"a": 1}}', '{"format": 1, "passed": 3}']
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
 def test_a_record_that_cannot_be_read_is_none(root: Path, text: str, capsys: pytest.CaptureFixture):
     write(root / RECORD, text)
     assert load(root) == {} and "everything is run" in capsys.readouterr().err
