@@ -9,7 +9,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/installed-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help install lab test elsewhere docs run rerun draft export lint clean
+.PHONY: help install lab test quick elsewhere docs run rerun draft export lint clean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -32,8 +32,12 @@ lab: $(STAMP) ## open JupyterLab on the first chapter (LAB_IP, LAB_PORT: where i
 
 test: $(STAMP) lint docs ## re-run and compare every cell, test the package, the claims and the site
 	$(PY) -m tools.notebooks check
-	$(PY) -m pytest -n $(JOBS) --dist loadfile --nbval --nbval-current-env nbs tests
+	$(PY) -m pytest -p tools.quick -n $(JOBS) --dist loadfile --nbval --nbval-current-env nbs tests
 	$(PY) -m tools.elsewhere --part --jobs $(JOBS)
+
+quick: $(STAMP) lint ## only the notebooks and tests that a change touches (ALL=1: all; LIST=1: say which; NB=: of these only)
+	$(PY) -m tools.notebooks check
+	$(PY) -m tools.quick --jobs $(JOBS)$(if $(ALL), --all)$(if $(LIST), --list) $(NB)
 
 elsewhere: $(STAMP) ## re-run all notebooks as other processors would compute them (an hour; make test runs a part)
 	$(PY) -m tools.elsewhere --jobs $(JOBS) $(NB)
@@ -57,4 +61,4 @@ lint: $(STAMP) ## ruff over notebooks, package, tests and tools
 	$(PY) -m ruff check nbs lmbook tests tools docs benchmarks
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .quick.json
