@@ -2,4 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy and PyTorch read it when they are imported
+# Before numpy, PyTorch, tqdm and the others are imported, which read it then: one thread, no progress bars, no chatter.
+for name, value in (("OMP_NUM_THREADS", "1"), ("RAYON_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("TQDM_DISABLE", "1"),
+                    ("TRANSFORMERS_VERBOSITY", "error")):
+    os.environ.setdefault(name, value)

@@ -43,7 +43,6 @@ from typing import Any, NoReturn, TypeVar
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 NO_BENCHMARKS = ("__init__", "__main__", "common", "made_up")
-QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
 T = TypeVar("T")
 
 # ---------------------------------------------------------------- what a benchmark declares
@@ -177,7 +176,6 @@ def missing(part: Part, settings: Settings) -> str:
 def run(program: str | Path, argv: Sequence[str] | None = None) -> None:
     "Run a benchmark, given by its name or its file, with the options of the command line."
     name = Path(program).stem
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
     try: module = importlib.import_module(f"benchmarks.{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] in ("benchmarks", "lmbook"): raise
