@@ -2,10 +2,10 @@
 
     python -m benchmarks.attention
 
-One thread, nothing but CPU. Times are seconds of the processor, which a busy machine changes less than
-the clock; the contenders take turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of
-the same process before (Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by
-groups of queries. Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
+One thread, nothing but CPU. Times are seconds of the processor, which a busy machine changes less than the clock; the contenders take
+turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of the same process before
+(Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by groups of queries.
+Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
 Copy: through one vector, through D2's gate, and through attention, a harder game than the chapter's.
 """
 
@@ -121,7 +121,8 @@ def length(settings: Settings) -> list[dict]:
         rounds = settings.rounds if T <= 1024 or settings.dry else max(3, settings.rounds // 2)
         row: dict = {"T": T}
         for way, backward in (("forward", False), ("both", True)):
-            use = [n for n in names if not (backward and n == "online")]  # its backward pass keeps every block; the kernels compute them again
+            # the backward pass of "online" keeps every block, which the kernels compute again
+            use = [n for n in names if not (backward and n == "online")]
             seconds = turns({n: partial(work, models[n], x, backward) for n in use}, rounds)
             row[way] = {n: s / (ROWS * T) * 1e6 for n, s in seconds.items()}  # microseconds a token
             row[f"{way}_peak_MiB"] = {n: settings.alone(peak, n, T, backward) for n in use}

@@ -3,12 +3,13 @@
     python -m benchmarks.bilstm --data ../shared/data
 
 One thread. All speeds are ratios of two things that took turns in one run.
-Cells: our `unroll` of RNNCell, GRUCell and LSTMCell against nn.RNN, nn.GRU and nn.LSTM with the same weights, forward and forward + backward.
+Cells: our `unroll` of RNNCell, GRUCell and LSTMCell against nn.RNN, nn.GRU and nn.LSTM with the same weights, forward and forward +
+backward.
 Padding: a BiLSTM over sentences of Small World, in random batches and in batches of like length; `Recurrent` with lengths (PyTorch packs),
 the same layer over the padded rectangle (wrong for the backward direction), and each sentence alone.
-WNUT-17 (needs --data): BIO tags of six types; forward only against both directions at about equal weights of the recurrent layers; test set; no vectors
-from elsewhere. Words seen less than three times are known by their shape only (Xx for a capitalised word, @x for a name on the web, ...).
-The weights of the best epoch by the development set's span F1.
+WNUT-17 (needs --data): BIO tags of six types; forward only against both directions at about equal weights of the recurrent layers; test
+set; no vectors from elsewhere. Words seen less than three times are known by their shape only (Xx for a capitalised word, @x for a name on
+the web, ...). The weights of the best epoch by the development set's span F1.
 """
 
 from __future__ import annotations

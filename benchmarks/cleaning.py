@@ -84,7 +84,7 @@ def _crc(data: bytes) -> int: return zlib.crc32(data)
 
 @BENCHMARK.part()
 def minhash(settings: Settings) -> dict[str, object]:
-    """Texts per second into signatures. We start from texts; datasketch gets its shingles ready-made, as bytes, so that only its own work counts.
+    """Texts per second into signatures. We start from texts; datasketch gets its shingles ready-made, so that only its own work counts.
 
     `ratio` is to the fastest way that it offers with its own hash, `bulk`; text by text is slower, another hash than SHA-1 (CRC-32) faster.
     """
@@ -220,8 +220,8 @@ def whole_path(data: Path, folder: Path) -> dict[str, object]:
             *changed(scrambled, "words")]
     cookies = "<nav><a href='/'>Home</a></nav><p>We use cookies.</p>"
     rows += [{"text": cookies, "id": f"cookies {k}", "title": None} for k in range(10)]
-    steps = [Rewrite(strip_html), Rewrite(normalise), Rewrite(drop_boilerplate), Drop(empty), Language(), Rewrite(mask_personal_data), ExactDuplicates(),
-             Drop(gopher_quality), Drop(gopher_repetition), Drop(c4_page), NearDuplicates()]
+    steps = [Rewrite(strip_html), Rewrite(normalise), Rewrite(drop_boilerplate), Drop(empty), Language(), Rewrite(mask_personal_data),
+             ExactDuplicates(), Drop(gopher_quality), Drop(gopher_repetition), Drop(c4_page), NearDuplicates()]
     seconds, manifests, texts = {}, {}, {}
     for form in ("jsonl", "csv", "parquet"):
         start = time.process_time()
@@ -232,8 +232,8 @@ def whole_path(data: Path, folder: Path) -> dict[str, object]:
     masked = sum(len(find_personal_data(r["text"])) for r in articles)
     passages = repeated_passages([r["text"] for r in articles])
     ids = {r["id"] for r in articles}
-    return {"articles": len(articles), "records_in": len(rows), "records_out": manifest["output"]["records"], "dropped": manifest["dropped"],
-            "funnel": funnel(manifest), "formats_agree": texts["jsonl"] == texts["csv"] == texts["parquet"], "seconds": seconds,
+    return {"articles": len(articles), "records_in": len(rows), "records_out": manifest["output"]["records"],
+            "dropped": manifest["dropped"], "funnel": funnel(manifest), "formats_agree": texts["jsonl"] == texts["csv"] == texts["parquet"], "seconds": seconds,
             "personal_data_found": masked, "articles_with_repeated_passages": sum(map(bool, passages)),
             "originals_left": sum(r["id"] in ids for r in read_shards(folder / "jsonl")),
             "bytes": {form: sum(s["bytes"] for s in m["shards"]) for form, m in manifests.items()}}

@@ -9,12 +9,13 @@ A benchmark is a module with a docstring, whose first line says what is measured
 
     if __name__ == "__main__": run(__file__)
 
-Each part is a function from the settings to something that JSON can hold; what it returns stands in `benchmarks/results/NAME.json` under the
-name of the part. `run` does the rest: it reads the options, runs the parts, prints what they return, and writes the file after each of them.
-Parts that were not measured this time stay in the file as they are; `measured` says when, how and on what machine each part was measured.
+Each part is a function from the settings to something that JSON can hold; what it returns stands in `benchmarks/results/NAME.json` under
+the name of the part. `run` does the rest: it reads the options, runs the parts, prints what they return, and writes the file after each of
+them. Parts that were not measured this time stay in the file as they are; `measured` says when, how and on what machine each part was
+measured.
 
-With `--dry` everything runs at a tiny size (`settings.pick(full, tiny)`, the `dry` of an option) on made-up data (`benchmarks/made_up.py`), in
-seconds, and nothing is written unless `--out` says where.
+With `--dry` everything runs at a tiny size (`settings.pick(full, tiny)`, the `dry` of an option) on made-up data (`benchmarks/made_up.py`),
+in seconds, and nothing is written unless `--out` says where.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class Parser(argparse.ArgumentParser):
 
 def parse(name: str, benchmark: Benchmark, about: str, argv: Sequence[str] | None) -> Settings:
     "Read the command line of a benchmark. What it does not say is filled in."
-    parser = Parser(f"python -m benchmarks.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = Parser(f"python -m benchmarks.{name}", description=about, formatter_class=argparse.RawDescriptionHelpFormatter,
+                    allow_abbrev=False)
     parser.add_argument("--dry", action="store_true", help="a tiny version of everything, on made-up data; writes nothing, unless to --out")
     parser.add_argument("--out", type=Path, help=f"file of results (default: benchmarks/results/{name}.json)")
     if len(benchmark.parts) > 1:
@@ -201,8 +203,8 @@ def run(program: str | Path, argv: Sequence[str] | None = None) -> None:
                 torch.manual_seed(0)
             made, start = machine(*benchmark.packages), time.perf_counter()
             found = rounded(part.measure(settings))
-            facts = {"command": settings.command, "date": datetime.date.today().isoformat(), "seconds": rounded(time.perf_counter() - start),
-                     "machine": made, "threads": benchmark.threads, "options": settings.options}
+            facts = {"command": settings.command, "date": datetime.date.today().isoformat(),
+                     "seconds": rounded(time.perf_counter() - start), "machine": made, "threads": benchmark.threads, "options": settings.options}
             show(found)
             if out: write_whole(out, text_of(merged(benchmark, settings, read_results(out, settings.dry), title, found, facts)))
     if left_out == len(settings.only or benchmark.parts): raise SystemExit(f"benchmarks.{name}: nothing was measured")
@@ -292,7 +294,7 @@ def machine(*packages: str) -> dict[str, object]:
 
 
 def memory(peak: bool = False) -> int:
-    "Bytes that this process holds, or the most that it has held. (Not by getrusage under Linux, where a process inherits its parent's peak.)"
+    "Bytes that this process holds, or the most that it has held. (Not by getrusage under Linux: a process inherits its parent's peak.)"
     status = Path("/proc/self/status")
     if status.exists():
         field = "VmHWM:" if peak else "VmRSS:"

@@ -2,7 +2,8 @@
 
     python -m benchmarks.corpora --data ../shared/data
 
-The data folder is described in its own README; without it only the readers are measured, on text made here. Each time is the best of three, on one core, with the file in the system's cache.
+The data folder is described in its own README; without it only the readers are measured, on text made here. Each time is the best of three,
+on one core, with the file in the system's cache.
 """
 
 from __future__ import annotations

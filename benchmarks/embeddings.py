@@ -2,11 +2,11 @@
 
     python -m benchmarks.embeddings --data ../shared/data
 
-Skip-gram with negative sampling: 100 dimensions, window 5, 5 noise words, words
-that occur at least 5 times, subsampling 1e-3, rate 0.025. Time is that of the whole call, from lists of words to vectors. Runs of both take turns,
-so that a busy machine is busy for both. The real text is 96 articles of Wikipedia and the paragraphs of SQuAD, 5 epochs, with a seed for each round, judged by
-WordSim-353, SimLex-999 and the analogies of Mikolov et al.; both are judged by the same functions (tests/test_embeddings.py: they agree with gensim's own). The
-long text is 17 million words of Small World, one epoch, judged by what its grammar knows. Without --data only the long text is measured.
+Skip-gram with negative sampling: 100 dimensions, window 5, 5 noise words, words that occur at least 5 times, subsampling 1e-3, rate 0.025.
+Time is that of the whole call, from lists of words to vectors. Runs of both take turns, so that a busy machine is busy for both. The real
+text is 96 articles of Wikipedia and the paragraphs of SQuAD, 5 epochs, with a seed for each round, judged by WordSim-353, SimLex-999 and
+the analogies of Mikolov et al.; both are judged by the same functions (tests/test_embeddings.py: they agree with gensim's own). The long
+text is 17 million words of Small World, one epoch, judged by what its grammar knows. Without --data only the long text is measured.
 """
 
 from __future__ import annotations

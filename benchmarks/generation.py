@@ -3,12 +3,12 @@
     python -m benchmarks.generation
 
 One thread, nothing but CPU. Times are seconds of the processor, which a busy machine changes less than the clock; the contenders take
-turns, and the fastest of some rounds counts. Models have four layers of width 128 and random weights, except for speculation: what a draft is worth
-depends on what both have learned, so there a large and a small model are trained on Small World first.
+turns, and the fastest of some rounds counts. Models have four layers of width 128 and random weights, except for speculation: what a draft
+is worth depends on what both have learned, so there a large and a small model are trained on Small World first.
 
 length: tokens a second at a length, with a KVCache, with one that is glued together by torch.cat at each step, and without any. store: the
-cache alone, for a layer of this size. batch: tokens a second by rows. speculative: against the large model alone. transformers: the same weights in
-GPT2LMHeadModel, greedy, one text, and equal token for token.
+cache alone, for a layer of this size. batch: tokens a second by rows. speculative: against the large model alone. transformers: the same
+weights in GPT2LMHeadModel, greedy, one text, and equal token for token.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def guesses(settings: Settings) -> dict:
         torch.manual_seed(0)
         made = Transformer(TransformerConfig(words.vocab_size, context_length=256, positions="rotary", norm="rms", bias=False,
                                              activation="swiglu", **shape))
-        Trainer(made, Examples(rows, tokens=2000, sort=20), TrainConfig(epochs=1, lr=lr, warmup=20, device="cpu")).fit()
+        Trainer(made, Examples(rows, tokens=2000, sort=20), TrainConfig(epochs=1, lr=lr, warmup=settings.pick(20, 1), device="cpu")).fit()
         return made.eval()
 
     large, draft = learn(3e-3, d_model=128, layers=8, heads=4), learn(1e-2, d_model=48, layers=1, heads=2)

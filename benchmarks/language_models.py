@@ -157,12 +157,12 @@ def wikitext2(settings: Settings) -> dict[str, object]:
     counts = count_ngrams(stream["train"], words.vocab_size, 6)
     seconds = time.perf_counter() - start
     rows: dict[str, list[float]] = {}
-    settings = {"add_k": [{"k": k} for k in (.0001, .001, .01, .1, 1)], "interpolated": [{"weight": w / 10} for w in range(1, 10, 2)]}
+    grids = {"add_k": [{"k": k} for k in (.0001, .001, .01, .1, 1)], "interpolated": [{"weight": w / 10} for w in range(1, 10, 2)]}
     for smoothing in SMOOTHING:
         best: dict[int, float] = {}
         for order in range(1, 7):
             tried = []
-            for setting in settings.get(smoothing, [{}]):
+            for setting in grids.get(smoothing, [{}]):
                 model = NGram.from_counts(counts, NGramConfig(order, smoothing, **setting))
                 tried.append((evaluate(model, stream["valid"]).loss, -len(tried), model))
             best[order] = evaluate(min(tried)[2], stream["test"]).perplexity  # the setting is chosen on the validation file

@@ -1,4 +1,4 @@
-"""Small made-up data sets in the form of the real ones, for dry runs: text of Small World under the names and in the formats of the real files."""
+"""Small made-up data sets for dry runs: text of Small World under the names and in the formats of the real files."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def word_similarity(folder: Path) -> None:
 
 def wnut17(folder: Path) -> None:
     "Each word with a capital letter is the name of a person."
-    for split, n, file in (("train", 40, "wnut17train.conll"), ("valid", 10, "emerging.dev.conll"), ("test", 10, "emerging.test.annotated")):
+    for split, n, file in (("train", 20, "wnut17train.conll"), ("valid", 5, "emerging.dev.conll"), ("test", 5, "emerging.test.annotated")):
         lines = []
         for text in stories(n, split=split): lines += [f"{word}\t{'B-person' if word.istitle() else 'O'}" for word in words(text)] + [""]
         write(folder / file, "\n".join(lines) + "\n")

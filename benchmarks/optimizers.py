@@ -2,10 +2,10 @@
 
     python -m benchmarks.optimizers
 
-Parameters: the tensors of a Transformer with about ten million, and of a
-network with seven tensors, where what counts is the work in Python. Each way of making a step has its own parameters, and all take turns in
-each round, so that what else the machine does meets them alike. Where parameters lie in memory makes a difference of up to a third to the very
-same code; so everything is made anew several times, in alternating order. A ratio is the median of the ratios within a round. One thread.
+Parameters: the tensors of a Transformer with about ten million, and of a network with seven tensors, where what counts is the work in
+Python. Each way of making a step has its own parameters, and all take turns in each round, so that what else the machine does meets them
+alike. Where parameters lie in memory makes a difference of up to a third to the very same code; so everything is made anew several times,
+in alternating order. A ratio is the median of the ratios within a round. One thread.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from benchmarks.common import Benchmark, Option, Settings, in_turns, medians, ratio, run
 from lmbook.optimizers import SGD, AdaGrad, Adam, AdamW, Lion, Muon, RMSProp, clip_gradients
 
+Shapes = list[tuple[int, ...]]
 BAR = 1.2  # our step may take so many times as long as torch.optim's fastest
 BENCHMARK = Benchmark(
     packages=("torch",), facts=lambda settings: {"bar": BAR},
@@ -25,13 +26,13 @@ BENCHMARK = Benchmark(
 )
 
 
-def transformer(d: int = 320, n_layer: int = 7, vocabulary: int = 4096) -> list[tuple[int, ...]]:
+def transformer(d: int = 320, n_layer: int = 7, vocabulary: int = 4096) -> Shapes:
     "The shapes in a decoder with tied word vectors."
     layer = [(d,), (d,), (3 * d, d), (3 * d,), (d, d), (d,), (d,), (d,), (4 * d, d), (4 * d,), (d, 4 * d), (d,)]
     return [(vocabulary, d), *n_layer * layer, (d,), (d,)]
 
 
-def parameters(shapes: list[tuple[int, ...]], matrices: bool) -> list[nn.Parameter]:
+def parameters(shapes: Shapes, matrices: bool) -> list[nn.Parameter]:
     dice = torch.Generator().manual_seed(0)
     out = [nn.Parameter(torch.randn(shape, generator=dice) * 0.02) for shape in shapes if len(shape) == 2 or not matrices]
     for p in out: p.grad = torch.randn(p.shape, generator=dice)
@@ -66,7 +67,7 @@ def state_numbers(optimizer: torch.optim.Optimizer, ps: list[nn.Parameter]) -> f
     return kept / sum(p.numel() for p in ps)
 
 
-def measure(name: str, makers: dict[str, Callable], shapes: list[tuple[int, ...]], rounds: int, repeat: int, copies: int) -> dict[str, object]:
+def measure(name: str, makers: dict[str, Callable], shapes: Shapes, rounds: int, repeat: int, copies: int) -> dict[str, object]:
     times: dict[str, list[float]] = {way: [] for way in makers}
     kept = 0.0
     for copy in range(copies):
@@ -83,17 +84,18 @@ def measure(name: str, makers: dict[str, Callable], shapes: list[tuple[int, ...]
     row: dict[str, object] = {"optimizer": name, "numbers_kept": round(kept, 3), "ms": {way: t * 1e3 for way, t in middle.items()}}
     if theirs:
         best = min(theirs, key=theirs.get)
-        row |= {"fastest_of_torch": best, "ratio": ratio(times["ours"], times[best]), "ratio_to_loop": ratio(times["ours"], times["torch, loop"])}
+        row |= {"fastest_of_torch": best, "ratio": ratio(times["ours"], times[best]),
+                "ratio_to_loop": ratio(times["ours"], times["torch, loop"])}
     return row
 
 
-def clipping(shapes: list[tuple[int, ...]], rounds: int, repeat: int) -> dict[str, object]:
+def clipping(shapes: Shapes, rounds: int, repeat: int) -> dict[str, object]:
     ps = parameters(shapes, matrices=False)
     times = in_turns({"ours": lambda: clip_gradients(ps, 1e9), "torch": lambda: nn.utils.clip_grad_norm_(ps, 1e9)}, rounds, repeat)
     return {"ms": {way: t * 1e3 for way, t in medians(times).items()}, "ratio": ratio(times["ours"], times["torch"])}
 
 
-def all_of(shapes: list[tuple[int, ...]], repeat: int, settings: Settings, rounds: dict[str, int]) -> dict[str, object]:
+def all_of(shapes: Shapes, repeat: int, settings: Settings, rounds: dict[str, int]) -> dict[str, object]:
     "All optimizers on tensors of these shapes, and clipping. `rounds`: fewer for those that are slow."
     rows = [measure(name, makers, shapes, rounds.get(name, settings.rounds), repeat, settings.copies) for name, makers in ways().items()]
     print(f"  worst ratio {max(row.get('ratio', 0.0) for row in rows):.2f} (the bar for 10 M is {BAR})")

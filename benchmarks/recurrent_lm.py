@@ -1,14 +1,15 @@
-"""Recurrent language models against the entropy floor of Small World; what carrying the state is worth; where dropout may go; and what it all costs.
+"""Recurrent language models above the entropy floor of Small World: cells, carrying the state, where dropout may go, and what it costs.
 
     python -m benchmarks.recurrent_lm
 
-Floor: 5,000 stories in English (the LSTM also in Chinese), two passes; LSTM, GRU and RNN with as nearly as possible the same number of parameters,
-three seeds each, the rate (which stays up and falls at the end, "wsd") of each cell chosen on 1,000 stories with a seed that is not used again; the n-grams read the same text.
-Windows: the same stories as one row, read in windows of T words and 160 / T rows, so that all runs see the same words in as many steps; each is judged
-on stories from a state of zeros, and on all of them as one text with the state carried.
+Floor: 5,000 stories in English (the LSTM also in Chinese), two passes; LSTM, GRU and RNN with as nearly as possible the same number of
+parameters, three seeds each, the rate (which stays up and falls at the end, "wsd") of each cell chosen on 1,000 stories with a seed that is
+not used again; the n-grams read the same text.
+Windows: the same stories as one row, read in windows of T words and 160 / T rows, so that all runs see the same words in as many steps;
+each is judged on stories from a state of zeros, and on all of them as one text with the state carried.
 Dropout: 150 stories, eight passes, and sentences whose last word depends on the first; step by step, since masks change from word to word.
-Cost: a step of training, each in turns with the step it is compared with, in one process; and the bare loop in the form of PyTorch's own example
-(words of ours), whose weights must end equal to those of the Trainer. No data set is needed, so there is no --data.
+Cost: a step of training, each in turns with the step it is compared with, in one process; and the bare loop in the form of PyTorch's own
+example (words of ours), whose weights must end equal to those of the Trainer. No data set is needed, so there is no --data.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class World:
         def encoded(texts): return [self.tokenizer.encode(text, bos=True, eos=True) for text in texts]
 
         self.rows, self.fresh_rows = encoded(self.world.texts("train", lang, n=stories)), encoded(self.fresh)
+        self.warmup = settings.pick(20, 2)
         self.ids, self.ground = np.concatenate(self.rows), floor(self.world, self.fresh, lang)
 
     def excess(self, found: Evaluation) -> dict[str, float]:
@@ -77,7 +79,7 @@ def train(data: World, config: RecurrentLMConfig, seed: int, lr: float, epochs: 
     torch.manual_seed(seed)
     model = RecurrentLM(config)
     start = time.perf_counter()
-    training = TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=20, seed=seed, device="cpu")
+    training = TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=data.warmup, seed=seed, device="cpu")
     Trainer(model, Examples(data.rows, batch_size=8, sort=10, seed=seed), training, loss=CarriedState()).fit()
     return model, time.perf_counter() - start
 
@@ -152,7 +154,7 @@ def windows(settings: Settings) -> dict[str, Any]:
                 model = RecurrentLM(RecurrentLMConfig(data.tokenizer.vocab_size, 64, 64))
                 batches = TokenStream(ids, B, T, contiguous=way.startswith("contiguous"), seed=seed)
                 if way == "shuffled, carried": batches = batches.map(always_carry)
-                config = TrainConfig(epochs=1, lr=2e-2, warmup=settings.pick(20, 2), seed=seed, device="cpu")
+                config = TrainConfig(epochs=1, lr=2e-2, warmup=data.warmup, seed=seed, device="cpu")
                 Trainer(model, batches, config, loss=CarriedState()).fit()
                 found.append(data.excess_both(model))
             for judged, values in zip(("from zero", "carried"), zip(*found)):
@@ -190,7 +192,7 @@ WHERE = ("nothing", "c, new at each word", "h, new at each word", "h, one for th
 
 @BENCHMARK.part("dropout")
 def recurrent_dropout(settings: Settings) -> dict[str, Any]:
-    "On stories, and on a language that is nothing but memory: a name, eight words drawn at random, and the pronoun that belongs to the name."
+    "On stories, and on a language that is nothing but memory: a name, eight words drawn at random, and the pronoun of the name."
     n_stories, n_sentences = settings.pick((150, 2000), (10, 200))
     data, out = World(n_stories, settings), {"share": .25, "stories": n_stories, "per_token": {}, "between": 8, "pronoun": {}}
     dice = np.random.default_rng(0)
@@ -202,12 +204,12 @@ def recurrent_dropout(settings: Settings) -> dict[str, Any]:
         for seed in range(settings.seeds):
             torch.manual_seed(seed)
             model = StepByStep(RecurrentLMConfig(data.tokenizer.vocab_size, 64, 64), where, .25)
-            config = TrainConfig(epochs=settings.pick(8, 1), lr=2e-2, warmup=settings.pick(20, 2), seed=seed, device="cpu")
+            config = TrainConfig(epochs=settings.pick(8, 1), lr=2e-2, warmup=data.warmup, seed=seed, device="cpu")
             Trainer(model, TokenStream(data.ids, 10, 32, contiguous=True), config, loss=CarriedState()).fit()
             out["per_token"][where].append(data.excess(evaluate(model, data.fresh_rows))["per_token"])
             torch.manual_seed(seed)
             model = StepByStep(RecurrentLMConfig(12, 32, 32), where, .25)
-            config = TrainConfig(epochs=settings.pick(6, 1), lr=1e-2, warmup=settings.pick(20, 2), seed=seed, device="cpu")
+            config = TrainConfig(epochs=settings.pick(6, 1), lr=1e-2, warmup=data.warmup, seed=seed, device="cpu")
             Trainer(model, Examples(sentences[:n_sentences], batch_size=16, seed=seed), config, loss=CarriedState()).fit()
             last = [nats[-1] for nats in evaluate(model, list(sentences[n_sentences:])).token_nats]
             out["pronoun"][where].append(float(np.mean(last)))
@@ -263,7 +265,7 @@ def loops(V: int, d: int, turns: int, B: int = 20, T: int = 35, steps: int = 4) 
     rows = ids[:-1].reshape(B, -1), ids[1:].reshape(B, -1)
     at, hidden = 0, None
 
-    def bare() -> None:  # what the example does at a step: batch, detached state, log-softmax over all words, mean loss, clip, plain descent
+    def bare() -> None:  # a step of the example: batch, detached state, log-softmax over all words, mean loss, clip, plain descent
         nonlocal at, hidden
         for _ in range(steps):
             x, y = (torch.from_numpy(r[:, at : at + T].copy()) for r in rows)

@@ -2,13 +2,15 @@
 
     python -m benchmarks.seq2seq --data ../shared/data
 
-Without --data the part on Tatoeba is left out. Everything is trained on one thread, through lmbook.training, and judged by greedy writing unless it says nats.
+Without --data the part on Tatoeba is left out. Everything is trained on one thread, through lmbook.training, and judged by greedy writing
+unless it says nats.
 
-copy: random letters of eight kinds, 1 to 12 in training and 1 to 16 in testing, through vectors of several widths (LSTM, 64 numbers of state), three seeds each; the
-bits that arrive are those of the sequence less what the decoder still pays for it. reversal: the same with the source read backwards. sentences: Small World,
-English words to Chinese characters, one to four sentences at once. continuation: the second half of a story from the first, encoder-decoders beside a decoder-only
-Transformer of as many parameters. tatoeba: real sentence pairs, split by their English side; chrF of NLTK, on characters. speed: forward and backward, PyTorch's LSTM
-and convolutions of the same width, in turns.
+copy: random letters of eight kinds, 1 to 12 in training and 1 to 16 in testing, through vectors of several widths (LSTM, 64 numbers of
+state), three seeds each; the bits that arrive are those of the sequence less what the decoder still pays for it. reversal: the same with
+the source read backwards. sentences: Small World, English words to Chinese characters, one to four sentences at once. continuation: the
+second half of a story from the first, encoder-decoders beside a decoder-only Transformer of as many parameters. tatoeba: real sentence
+pairs, split by their English side; chrF of NLTK, on characters. speed: forward and backward, PyTorch's LSTM and convolutions of the same
+width, in turns.
 """
 
 from __future__ import annotations

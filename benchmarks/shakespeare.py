@@ -1,12 +1,15 @@
-"""Shakespeare by characters on two cores: how good a small model gets in the time that nanoGPT's documented CPU run takes, and what that is due to.
+"""Shakespeare by characters: how good a small model gets in the time of nanoGPT's documented CPU run, and what that is due to.
 
     python -m benchmarks.shakespeare --data ../shared/data/tinyshakespeare
 
 The reference (data/README.md): 2,000 steps of 12 x 64 characters, 0.80 M parameters: validation loss 1.886 in 188 s on a machine of this size.
-speed: tokens a second in training and in greedy writing, against GPT2LMHeadModel of the same shape with the same weights; the two take turns, ratios are medians of
-rounds. final: the recipe in that wall-clock time, everything from making the model to the last step counted, three seeds; loss over all of the validation text in
-windows of the context, each read from its beginning, as nanoGPT does, and with at least half the context before each character. ablation: one thing changed at a time,
-all at the number of steps that the variant makes in the same time (`--seconds`, by its speed as measured in turns with the others); one seed.
+speed: tokens a second in training and in greedy writing, against GPT2LMHeadModel of the same shape with the same weights; ratios are medians
+of rounds in which the two take turns.
+final: the recipe in that wall-clock time, everything from making the model to the last step counted, three seeds; loss over all of the
+validation text in windows of the context, each read from its beginning, as nanoGPT does, and with at least half the context before each
+character.
+ablation: one thing changed at a time, all at the number of steps that the variant makes in the same time (`--seconds`, by its speed as
+measured in turns with the others); one seed.
 The validation text has chosen the recipe, as it has nanoGPT's: these are validation losses, not test losses.
 """
 
@@ -56,8 +59,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "learned positions": {"model": {"positions": "learned"}},
     "LayerNorm": {"model": {"norm": "layer"}},
     "SwiGLU": {"model": {"activation": "swiglu"}},
-    "nanoGPT's parts, AdamW, float32, 12 x 64": {"optimizer": "adamw", "lr": 1e-3, "dtype": "float32", "schedule": "cosine",
-                                                "model": {"positions": "learned", "norm": "layer", "activation": "gelu", "context_length": 64}},
+    "nanoGPT's parts, AdamW, float32, 12 x 64": {
+        "optimizer": "adamw", "lr": 1e-3, "dtype": "float32", "schedule": "cosine",
+        "model": {"positions": "learned", "norm": "layer", "activation": "gelu", "context_length": 64},
+    },
 }
 BENCHMARK = Benchmark(
     packages=("torch", "numpy", "transformers"), seeds=3, threads=2, facts=lambda settings: {"reference": REFERENCE},

@@ -2,8 +2,8 @@
 
     python -m benchmarks.tokenization --data ../shared/data
 
-The data folder is described in its own README; without it, speed is measured on Python's documentation and on text of Small World only, and the
-parts that need real text are left out. One thread for everybody; times are the best of some runs.
+The data folder is described in its own README; without it, speed is measured on Python's documentation and on text of Small World only, and
+the parts that need real text are left out. One thread for everybody; times are the best of some runs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lmbook.tokenization import (
 MERGES = 8000
 SIZE = 1_000_000  # bytes of text
 BENCHMARK = Benchmark(
-    packages=("tokenizers", "sentencepiece", "jieba", "torch", "numpy"), facts=lambda settings: {"merges": settings.pick(MERGES, 60)},
+    packages=("tokenizers", "sentencepiece", "jieba", "torch", "numpy"), facts=lambda settings: {"merges": settings.pick(MERGES, 500)},
 )
 
 
@@ -57,7 +57,7 @@ def hugging_face(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 def speed_on(name: str, text: str, settings: Settings) -> dict[str, object]:
     "Seconds to learn 8,000 merges on a text, and megabytes a second to encode it, whole and for the first time."
-    V, rounds = settings.pick(MERGES, 60) + 256 + len(SPECIALS), settings.pick(5, 1)
+    V, rounds = settings.pick(MERGES, 500) + 256 + len(SPECIALS), settings.pick(5, 1)
     texts, megabytes = text.split("\n"), len(text.encode()) / 1e6
     lines = [line + "\n" for line in texts]  # what the SentencePiece trainer gets, line breaks aside
     ours, theirs = BPE.train(lines, V), hugging_face(lines, V)
@@ -93,7 +93,8 @@ def speed_on(name: str, text: str, settings: Settings) -> dict[str, object]:
     return {"text": name, "bytes": len(text.encode()), "vocab_size": V, "rows": rows,
             "vocabulary_shared_with_tokenizers": len(our_vocab & theirs_vocab) / len(our_vocab),
             "tokens": {"ours": len(ours.encode(text)), "tokenizers": len(theirs.encode(text).ids),
-                       "SentencePiece, BPE": len(pieces["bpe"].encode(text)), "SentencePiece, unigram": len(pieces["unigram"].encode(text))}}
+                       "SentencePiece, BPE": len(pieces["bpe"].encode(text)),
+                       "SentencePiece, unigram": len(pieces["unigram"].encode(text))}}
 
 
 def ways_to_cut(train: list[str], test: list[str], vocab_size: int) -> list[dict[str, object]]:
@@ -104,7 +105,8 @@ def ways_to_cut(train: list[str], test: list[str], vocab_size: int) -> list[dict
     counts = Counter(word for text in train for word in jieba_words(text))
     frequent = [word for word, n in counts.most_common() if n > 1 and word not in letters]
     words = letters | set(frequent[: max(0, vocab_size - 256 - len(letters))])
-    pieces = {kind: SentencePieceTokenizer.train(train, vocab_size, model_type=kind, character_coverage=coverage) for kind in ("unigram", "bpe")}
+    pieces = {kind: SentencePieceTokenizer.train(train, vocab_size, model_type=kind, character_coverage=coverage)
+              for kind in ("unigram", "bpe")}
     merges, plain = BPE.train(train, vocab_size), ByteTokenizer()  # its cache is empty: the speed below is that of a text seen first
     cut = {
         "characters": (lambda text: spell(text, letters), len(letters) + 256),

@@ -2,10 +2,10 @@
 
     python -m benchmarks.training --kills 200
 
-Overhead: two copies of a model are trained on the same ready batches with the same settings (AdamW, clipping, a cosine with warm-up, a line of
-JSON every ten steps), one by a bare loop, one by the Trainer, a few steps of the one and a few of the other in turns, on one thread. Given is the median
-over the turns of the ratio of their times, with its standard error, by the clock and by the processor's time. The tiny model has next to nothing
-to compute: it shows what a step of the loop costs by itself.
+Overhead: two copies of a model are trained on the same ready batches with the same settings (AdamW, clipping, a cosine with warm-up, a line
+of JSON every ten steps), one by a bare loop, one by the Trainer, a few steps of the one and a few of the other in turns, on one thread.
+Given is the median over the turns of the ratio of their times, with its standard error, by the clock and by the processor's time. The tiny
+model has next to nothing to compute: it shows what a step of the loop costs by itself.
 Kills: a small run (dropout, shuffled data, accumulation, schedule, patience, a checkpoint at every step) is killed with SIGKILL at a random
 moment, started again, and so on until it ends; its weights and history are compared with those of a run that nobody touched.
 """
@@ -138,8 +138,8 @@ def child(folder: str, seed: int, result: str, steps: int) -> None:
     data = Examples([rng.integers(1, 40, n).tolist() for n in rng.integers(3, 20, 300)], batch_size=8, sort=4, seed=seed)
     aside = Examples([rng.integers(1, 40, n).tolist() for n in rng.integers(3, 20, 40)], batch_size=8, shuffle=False)
     model = nn.Sequential(nn.Embedding(40, 16), nn.Dropout(0.3), nn.Linear(16, 40))
-    config = TrainConfig(steps=steps, lr=1e-2, warmup=10, weight_decay=0.1, accumulate=2, eval_every=10, patience=50, save_every=1, log_every=3,
-                         seed=seed, device="cpu")
+    config = TrainConfig(steps=steps, lr=1e-2, warmup=10, weight_decay=0.1, accumulate=2, eval_every=10, patience=50, save_every=1,
+                         log_every=3, seed=seed, device="cpu")
     history = Trainer(model, data, config, evaluate=aside, folder=folder).fit()
     weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     state = repr((history.rows, history.best, history.best_step, history.waiting, history.stopped))
@@ -162,8 +162,8 @@ def kills(wanted: int, seed: int = 0, steps: int = 150) -> dict[str, object]:
                 before, began = latest(folder).step, time.monotonic()
                 process = processes.Process(target=child, args=(folder, runs, mine, steps))
                 process.start()
-                def starting() -> bool: return process.is_alive() and latest(folder).step == before and time.monotonic() - began < 60  # noqa: B023
-                while starting(): time.sleep(0.001)
+                while process.is_alive() and latest(folder).step == before and time.monotonic() - began < 60:  # until it is under way
+                    time.sleep(0.001)
                 process.join(rng.uniform(0, 0.4))
                 if process.is_alive():
                     process.kill()

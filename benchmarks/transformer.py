@@ -3,11 +3,11 @@
     python -m benchmarks.transformer --data DATA
 
 Without --data the part on Tatoeba is left out.
-speed: tokens a second of one training step (forward, loss, backward; no optimizer) and of a forward pass, against GPT2LMHeadModel and LlamaForCausalLM with the very
-same weights, two threads; the two take turns, the ratio is the median of the rounds. world: Small World English, 3,000 stories three times, a Transformer and an LSTM of
-equally many parameters, three seeds, and the best n-gram of the same stories: nats a word above the floor on 200 other stories. ablate: 500 stories, six times, one thing
-changed at a time, two blocks, three seeds; every variant has about the parameters of the base; a table of
-positions comes on top. tatoeba: real sentence pairs, English words to
+speed: tokens a second of one training step (forward, loss, backward; no optimizer) and of a forward pass, against GPT2LMHeadModel and
+LlamaForCausalLM with the very same weights, two threads; the two take turns, the ratio is the median of the rounds. world: Small World
+English, 3,000 stories three times, a Transformer and an LSTM of equally many parameters, three seeds, and the best n-gram of the same
+stories: nats a word above the floor on 200 other stories. ablate: 500 stories, six times, one thing changed at a time, two blocks, three
+seeds; every variant has about the parameters of the base; a table of positions comes on top. tatoeba: real sentence pairs, English words to
 Chinese characters, split by their English side as in benchmarks/seq2seq.py; chrF of NLTK on characters.
 """
 
@@ -137,7 +137,8 @@ def ablations(settings: Settings) -> dict:
     data, epochs = Stories(settings.pick(500, 24), settings), settings.pick(6, 1)
     base, changes = variants(data.V)
 
-    def trained(config: TransformerConfig, seed: int) -> float: return data.excess(data.trained(lambda: Transformer(config), seed, epochs, .008))
+    def trained(config: TransformerConfig, seed: int) -> float:
+        return data.excess(data.trained(lambda: Transformer(config), seed, epochs, .008))
 
     table = ablate(base, changes, trained, range(settings.seeds))
     sizes = {"base": count_parameters(base), **{name: count_parameters(replace(base, **change)) for name, change in changes.items()}}

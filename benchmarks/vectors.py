@@ -2,10 +2,11 @@
 
     python -m benchmarks.vectors --data ../shared/data
 
-Files: 200,000 vectors of 100 numbers, made here; best of three, in turns, on one core, files in the system's cache (written ones synced by us, not by
-gensim). Both must give equal bits. Sentences: SIB-200 topics in English and Chinese, the mean of the words' vectors and a linear layer, from random vectors and from
-skip-gram vectors (gensim, one worker) of Wikipedia paragraphs, frozen and fine-tuned; the rate of each is chosen on the development set with seeds that are not shown.
-The data folder is described in its own README; without it the second part is left out.
+Files: 200,000 vectors of 100 numbers, made here; best of three, in turns, on one core, files in the system's cache (written ones synced by
+us, not by gensim). Both must give equal bits. Sentences: SIB-200 topics in English and Chinese, the mean of the words' vectors and a linear
+layer, from random vectors and from skip-gram vectors (gensim, one worker) of Wikipedia paragraphs, frozen and fine-tuned; the rate of each
+is chosen on the development set with seeds that are not shown. The data folder is described in its own README; without it the second part
+is left out.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ def topics(settings: Settings, lang: str) -> dict[str, object]:
             found[name][str(n)] = {**mean_sd(values), "values": values}
         print(f"  {lang} {name:20}" + "".join(f"{n:>6}: {a['mean']:.3f} ± {a['sd']:.3f}" for n, a in found[name].items()), flush=True)
     counts = sets["test"][1].bincount()
-    return {"text_words": sum(map(len, text)), "words": len(vectors), "classes": len(labels), "test": int(counts.sum()), "seeds": settings.seeds,
-            "most_frequent": counts.max().item() / int(counts.sum()), "test_words_without_vector": unseen, "rates": chosen_rates,
+    return {"text_words": sum(map(len, text)), "words": len(vectors), "classes": len(labels), "test": int(counts.sum()),
+            "seeds": settings.seeds, "most_frequent": counts.max().item() / int(counts.sum()), "test_words_without_vector": unseen, "rates": chosen_rates,
             "accuracy": found}
 
 

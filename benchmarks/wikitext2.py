@@ -1,12 +1,12 @@
-"""An LSTM on a small split of WikiText-2 in the time that PyTorch's example takes for its own: the recipe, the curve, and what a cache adds.
+"""An LSTM on a small split of WikiText-2 in the time that PyTorch's example takes: the recipe, the curve, and what a cache adds.
 
     python -m benchmarks.wikitext2 --data ../shared/data
 
-Training file, words, vocabulary and split are those of the reference (data/README.md):
-every word of the three files is in the vocabulary, and every token of the test file is scored once, the state carried from its first to its last.
-A third of the vocabulary never occurs in the training file. The model has one output for all of these words, whose probability they share equally, and learns
-what it is worth from words that occur once, half of which are hidden in each epoch. All settings were chosen on the validation file.
-The cache (Grave, Joulin and Usunier 2017) remembers the states of the last words and what followed them; its three numbers are chosen on the validation file, too.
+Training file, words, vocabulary and split are those of the reference (data/README.md): every word of the three files is in the vocabulary,
+and every token of the test file is scored once, the state carried from its first to its last. A third of the vocabulary never occurs in the
+training file. The model has one output for all of these words, whose probability they share equally, and learns what it is worth from words
+that occur once, half of which are hidden in each epoch. All settings were chosen on the validation file. The cache (Grave, Joulin and
+Usunier 2017) remembers the states of the last words and what followed them; its three numbers are chosen on the validation file, too.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from lmbook.bilstm import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
 from lmbook.training import Batch, TokenStream, TrainConfig, Trainer, seed_everything
 
-REFERENCE = {"model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6}  # data/README.md
+REFERENCE = {  # data/README.md
+    "model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6,
+}
 MODEL = {"d_embed": 256, "d_hidden": 256, "layers": 1, "dropout_words": .1, "dropout_in": .5, "dropout_out": .5, "weight_drop": .4}
 TRAIN = {"lr": 6e-3, "warmup": 100, "clip": 1., "weight_decay": 1e-5}
 ROWS, LENGTH, EPOCHS, HIDDEN = 32, 48, 12, .5
 BENCHMARK = Benchmark(
     packages=("torch", "numpy"), seeds=2, threads=2,
-    options=[Option("epochs", EPOCHS, 1), Option("check", 30_000, 400, "words of the validation file that are read for the curve and the cache")],
+    options=[Option("epochs", EPOCHS, 1),
+             Option("check", 30_000, 400, "words of the validation file that are read for the curve and the cache")],
     facts=lambda settings: {"reference": REFERENCE},
 )
 
@@ -42,8 +45,8 @@ class Text:
     "The three files as ids: the words of the training file by frequency, then one id for all others."
 
     def __init__(self, folder: Path):
-        files = {name: [word for line in (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines() for word in [*line.split(), "<eos>"]]
-                 for name in ("train", "valid", "test")}
+        lines = {name: (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in ("train", "valid", "test")}
+        files = {name: [word for line in part for word in [*line.split(), "<eos>"]] for name, part in lines.items()}
         counts = Counter(files["train"])
         known = {word: i for i, (word, _) in enumerate(counts.most_common())}
         self.unseen, self.counts = len(known), np.array([*sorted(counts.values(), reverse=True), 0])
@@ -55,7 +58,7 @@ class Text:
 
 
 class Reading(TokenStream):
-    "The training text as contiguous rows. Each epoch begins somewhere else, and hides some words that occur once behind the id of unseen ones."
+    "The training text as contiguous rows. Each epoch begins somewhere else, and hides some words that occur once as unseen ones."
 
     def __init__(self, text: Text, seed: int):
         self.text = text
@@ -74,8 +77,8 @@ class Reading(TokenStream):
 
 
 class Halved(CarriedState):
-    """A CarriedState that leaves the scores in bfloat16. They are most of the work: so a step takes about two thirds of the time, and each word's
-    loss is right to a hundredth or so."""
+    """A CarriedState that leaves the scores in bfloat16. They are most of the work: so a step takes about two thirds of the time,
+    and each word's loss is right to a hundredth or so."""
 
     def __call__(self, model: RecurrentLM, batch: Batch) -> tuple[Tensor, int]:
         x, after = model.features(batch.ids, self.states["train"] if batch.carry else None)
@@ -133,9 +136,10 @@ def mixed(log_p: Tensor, cache: Tensor, share: float) -> float: # perplexity
     return math.exp(-((1 - share) * log_p.exp() + share * cache).log().double().mean())
 
 
-def one_training(text: Text, seed: int, epochs: int, check: int) -> tuple[RecurrentLM, dict]:
+def one_training(text: Text, seed: int, settings: Settings) -> tuple[RecurrentLM, dict]:
     "One training, and the test, by the clock."
     seed_everything(seed)
+    epochs, check = settings.epochs, settings.check
     start, curve = time.perf_counter(), []
     model, stream = build(text), Reading(text, seed)
 
@@ -143,10 +147,12 @@ def one_training(text: Text, seed: int, epochs: int, check: int) -> tuple[Recurr
         x, targets = read(model, text.ids["valid"][:check], rows=20)
         loss = -scores(model, x, targets, text).double().mean().item()
         curve.append({"seconds": time.perf_counter() - start, "valid": math.exp(loss)})
-        print(f"  seed {seed}: {curve[-1]['seconds']:5.0f} s, validation perplexity {curve[-1]['valid']:.1f} (first {check:,} words)", flush=True)
+        print(f"  seed {seed}: {curve[-1]['seconds']:5.0f} s, validation perplexity {curve[-1]['valid']:.1f} (first {check:,} words)",
+              flush=True)
         return loss
 
-    config = TrainConfig(epochs=epochs, dtype="bfloat16", eval_every=2 * len(stream), log_every=100, seed=seed, deterministic=False, **TRAIN)
+    config = TrainConfig(epochs=epochs, dtype="bfloat16", eval_every=2 * len(stream), log_every=100, seed=seed, deterministic=False,
+                         **TRAIN | {"warmup": settings.pick(TRAIN["warmup"], 1)})
     history = Trainer(model, stream, config, loss=Halved(), evaluate=valid).fit()
     trained = time.perf_counter() - start
     x, targets = read(model, text.ids["test"])
@@ -185,8 +191,8 @@ def with_cache(model: RecurrentLM, text: Text, check: int) -> dict:
 @BENCHMARK.part(data=["wikitext2"])
 def recipe(settings: Settings) -> dict:
     model = build(Text(settings.folder("wikitext2")))
-    return {"model": MODEL, "train": TRAIN, "rows": ROWS, "length": LENGTH, "epochs": settings.epochs, "hidden": HIDDEN, "dtype": "bfloat16",
-            "parameters": sum(p.numel() for p in model.parameters())}
+    return {"model": MODEL, "train": TRAIN, "rows": ROWS, "length": LENGTH, "epochs": settings.epochs, "hidden": HIDDEN,
+            "dtype": "bfloat16", "parameters": sum(p.numel() for p in model.parameters())}
 
 
 @BENCHMARK.part(data=["wikitext2"])
@@ -207,12 +213,13 @@ def matrix_product_gflops(settings: Settings) -> float:
 def runs(settings: Settings) -> list[dict]:
     text, out = Text(settings.folder("wikitext2")), []
     for seed in range(settings.seeds):
-        model, result = one_training(text, seed, settings.epochs, settings.check)
+        model, result = one_training(text, seed, settings)
         out.append(result | {"cache": with_cache(model, text, settings.check)})
     print(f"  {'':44}{'seconds':>9}{'test perplexity':>17}")
     print(f"  {REFERENCE['model'][:43]:44}{REFERENCE['seconds']:>9}{REFERENCE['perplexity']:>17}   (measured on a machine of this size)")
     for r in out:
-        print(f"  {'this recipe, seed ' + str(r['seed']):44}{r['seconds']:>9.0f}{r['perplexity']:>17.1f}   with a cache {r['cache']['test']:.1f}")
+        name, cache = f"this recipe, seed {r['seed']}", r["cache"]["test"]
+        print(f"  {name:44}{r['seconds']:>9.0f}{r['perplexity']:>17.1f}   with a cache {cache:.1f}")
     return out
 
 
