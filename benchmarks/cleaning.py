@@ -233,8 +233,8 @@ def whole_path(data: Path, folder: Path) -> dict[str, object]:
     passages = repeated_passages([r["text"] for r in articles])
     ids = {r["id"] for r in articles}
     return {"articles": len(articles), "records_in": len(rows), "records_out": manifest["output"]["records"],
-            "dropped": manifest["dropped"], "funnel": funnel(manifest), "formats_agree": texts["jsonl"] == texts["csv"] == texts["parquet"], "seconds": seconds,
-            "personal_data_found": masked, "articles_with_repeated_passages": sum(map(bool, passages)),
+            "dropped": manifest["dropped"], "funnel": funnel(manifest), "formats_agree": texts["jsonl"] == texts["csv"] == texts["parquet"],
+            "seconds": seconds, "personal_data_found": masked, "articles_with_repeated_passages": sum(map(bool, passages)),
             "originals_left": sum(r["id"] in ids for r in read_shards(folder / "jsonl")),
             "bytes": {form: sum(s["bytes"] for s in m["shards"]) for form, m in manifests.items()}}
 

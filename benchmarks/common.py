@@ -204,7 +204,8 @@ def run(program: str | Path, argv: Sequence[str] | None = None) -> None:
             made, start = machine(*benchmark.packages), time.perf_counter()
             found = rounded(part.measure(settings))
             facts = {"command": settings.command, "date": datetime.date.today().isoformat(),
-                     "seconds": rounded(time.perf_counter() - start), "machine": made, "threads": benchmark.threads, "options": settings.options}
+                     "seconds": rounded(time.perf_counter() - start), "machine": made, "threads": benchmark.threads,
+                     "options": settings.options}
             show(found)
             if out: write_whole(out, text_of(merged(benchmark, settings, read_results(out, settings.dry), title, found, facts)))
     if left_out == len(settings.only or benchmark.parts): raise SystemExit(f"benchmarks.{name}: nothing was measured")

@@ -80,6 +80,7 @@ class Stories:
         fresh = list(world.texts("test", n=settings.pick(200, 20)))
         self.words = WordTokenizer.train(list(world.texts("train", n=settings.pick(3000, 100))))
         self.rows, self.fresh = ([self.words.encode(t, bos=True, eos=True) for t in texts] for texts in (world.texts("train", n=n), fresh))
+        self.warmup = settings.pick(20, 1)
         self.V, self.ground = self.words.vocab_size, floor(world, fresh).nats
         self.pronouns = [p for p in dependencies(world, fresh) if p.kind == "pronoun" and p.distance >= 8]
 
@@ -92,7 +93,7 @@ class Stories:
     def trained(self, make, seed: int, epochs: int, lr: float):
         torch.manual_seed(seed)
         model, start = make(), time.process_time()
-        config = TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=20, seed=seed, device="cpu")
+        config = TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=self.warmup, seed=seed, device="cpu")
         Trainer(model, Examples(self.rows, batch_size=8, sort=10, seed=seed), config).fit()
         self.seconds = time.process_time() - start
         return model

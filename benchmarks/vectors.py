@@ -195,8 +195,8 @@ def topics(settings: Settings, lang: str) -> dict[str, object]:
         print(f"  {lang} {name:20}" + "".join(f"{n:>6}: {a['mean']:.3f} ± {a['sd']:.3f}" for n, a in found[name].items()), flush=True)
     counts = sets["test"][1].bincount()
     return {"text_words": sum(map(len, text)), "words": len(vectors), "classes": len(labels), "test": int(counts.sum()),
-            "seeds": settings.seeds, "most_frequent": counts.max().item() / int(counts.sum()), "test_words_without_vector": unseen, "rates": chosen_rates,
-            "accuracy": found}
+            "seeds": settings.seeds, "most_frequent": counts.max().item() / int(counts.sum()), "test_words_without_vector": unseen,
+            "rates": chosen_rates, "accuracy": found}
 
 
 if __name__ == "__main__": run(__file__)
