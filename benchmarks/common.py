@@ -25,6 +25,7 @@ import ast
 import datetime
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -269,8 +270,8 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def rounded(value: object, digits: int = 4) -> Any:
-    "The same, with floats rounded to so many significant digits."
-    if isinstance(value, float): return float(f"{value:.{digits}g}")
+    "The same, with floats rounded to so many significant digits. What is not finite becomes None, since JSON has no word for it."
+    if isinstance(value, float): return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     if isinstance(value, dict): return {key: rounded(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple): return [rounded(item, digits) for item in value]
     return value

@@ -14,8 +14,8 @@ from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 Write = Callable[[Path], None]
 
 
-def stories(n: int, lang: str = "en", split: str = "train") -> list[str]:
-    return list(SmallWorld(SmallWorldConfig(limit=3)).texts(split, lang, n=n))
+def stories(n: int, lang: str = "en", split: str = "train", limit: int | None = 3) -> list[str]:
+    return list(SmallWorld(SmallWorldConfig(limit=limit)).texts(split, lang, n=n))
 
 
 def words(text: str) -> list[str]: return WORD.findall(text)
@@ -24,7 +24,7 @@ def words(text: str) -> list[str]: return WORD.findall(text)
 def write(path: Path, text: str) -> None: path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def tinyshakespeare(folder: Path) -> None: write(folder / "input.txt", "\n".join(stories(120)))
+def tinyshakespeare(folder: Path) -> None: write(folder / "input.txt", "\n".join(stories(120, limit=None)))
 
 
 def wikitext2(folder: Path) -> None:

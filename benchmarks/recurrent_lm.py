@@ -32,7 +32,7 @@ from lmbook.tokenization import WordTokenizer
 from lmbook.training import Batch, Examples, TokenStream, TrainConfig, Trainer
 
 EDGES, EPOCHS = (2, 4, 6, 8, 12, 20, 100), 2
-BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3, options=[Option("stories", 5000, 30, "that the models read")])
+BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3, options=[Option("stories", 5000, 12, "that the models read")])
 
 
 class World:
@@ -40,13 +40,14 @@ class World:
 
     def __init__(self, stories: int, settings: Settings, lang: str = "en", split: str = "test"):
         self.world, self.lang = SmallWorld(SmallWorldConfig(limit=3)), lang
-        self.fresh = list(self.world.texts(split, lang, n=settings.pick(200, 20)))
+        self.fresh = list(self.world.texts(split, lang, n=settings.pick(200, 10)))
         cut = "words" if lang == "en" else "characters"
-        self.tokenizer = WordTokenizer.train(list(self.world.texts("train", lang, n=settings.pick(3000, 100))), split=cut)
+        self.tokenizer = WordTokenizer.train(list(self.world.texts("train", lang, n=settings.pick(3000, 60))), split=cut)
         def encoded(texts): return [self.tokenizer.encode(text, bos=True, eos=True) for text in texts]
 
         self.rows, self.fresh_rows = encoded(self.world.texts("train", lang, n=stories)), encoded(self.fresh)
-        self.warmup = settings.pick(20, 2)
+        self.orders = settings.pick(range(3, 10 if lang == "en" else 13), range(3, 5))
+        self.warmup = settings.pick(20, 1)
         self.ids, self.ground = np.concatenate(self.rows), floor(self.world, self.fresh, lang)
 
     def excess(self, found: Evaluation) -> dict[str, float]:
@@ -61,7 +62,7 @@ class World:
         return self.excess(apart)["per_token"], (carried.sum() - self.ground.nats) / counts.sum()
 
     def best_ngram(self) -> dict[str, Any]:
-        tried = {order: evaluate(self.ngram(order), self.fresh_rows) for order in range(3, 10 if self.lang == "en" else 13)}
+        tried = {order: evaluate(self.ngram(order), self.fresh_rows) for order in self.orders}
         order = min(tried, key=lambda o: tried[o].nats)
         return {"order": order, **self.excess(tried[order])}
 
@@ -105,7 +106,7 @@ def ngram(settings: Settings) -> dict[str, Any]:
 
 
 def one_cell(cell: str, settings: Settings) -> dict[str, Any]:
-    data, small = World(settings.stories, settings), World(settings.pick(1000, 20), settings, split="valid")
+    data, small = World(settings.stories, settings), World(settings.pick(1000, 10), settings, split="valid")
     V = data.tokenizer.vocab_size
     d = width_for(sum(p.numel() for p in RecurrentLM(RecurrentLMConfig(V, 96, 96)).parameters()), V, cell)
     config = RecurrentLMConfig(V, d, d, cell=cell)
@@ -142,7 +143,7 @@ def always_carry(batch: Batch) -> Batch:
 
 @BENCHMARK.part()
 def windows(settings: Settings) -> dict[str, Any]:
-    data, out = World(settings.pick(500, 20), settings), {}
+    data, out = World(settings.pick(500, 8), settings), {}
     for T in (4, 8, 16, 32):
         B = 160 // T
         whole = (len(data.ids) - 1) // 160 * 160
@@ -193,7 +194,7 @@ WHERE = ("nothing", "c, new at each word", "h, new at each word", "h, one for th
 @BENCHMARK.part("dropout")
 def recurrent_dropout(settings: Settings) -> dict[str, Any]:
     "On stories, and on a language that is nothing but memory: a name, eight words drawn at random, and the pronoun of the name."
-    n_stories, n_sentences = settings.pick((150, 2000), (10, 200))
+    n_stories, n_sentences = settings.pick((150, 2000), (6, 40))
     data, out = World(n_stories, settings), {"share": .25, "stories": n_stories, "per_token": {}, "between": 8, "pronoun": {}}
     dice = np.random.default_rng(0)
     n = n_sentences * 5 // 4

@@ -86,7 +86,9 @@ class Text:
         self.train, self.valid = ids[:cut], ids[cut:]
 
 
-def recipe(changes: dict[str, Any]) -> dict[str, Any]: return {**RECIPE, **changes, "model": {**MODEL, **changes.get("model", {})}}
+def recipe(changes: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    shape = settings.pick({}, {"d_model": 32, "layers": 1})
+    return {**RECIPE, **changes, "model": {**MODEL, **changes.get("model", {}), **shape}}
 
 
 def adamw(model: torch.nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -142,10 +144,10 @@ def train(text: Text, how: dict[str, Any], steps: int, seed: int) -> dict[str, A
             "steps": steps, "tokens": training.tokens, "parameters": sum(p.numel() for p in model.parameters())}
 
 
-def step_seconds(text: Text, variants: dict[str, dict[str, Any]], rounds: int, steps: int) -> dict[str, float]:
+def step_seconds(text: Text, variants: dict[str, dict[str, Any]], rounds: int, settings: Settings) -> dict[str, float]:
     "Seconds of a training step of each variant, the median of rounds in which all take turns."
     def stepper(changes: dict[str, Any]) -> Callable[[], None]:
-        training = trainer(text, recipe(changes), 10**6, 0)
+        training = trainer(text, recipe(changes, settings), 10**6, 0)
         training.model.train()
         training.batches_left = training._stream()
 
@@ -155,7 +157,7 @@ def step_seconds(text: Text, variants: dict[str, dict[str, Any]], rounds: int, s
         for _ in range(2): step()  # compiles, allocates
         return step
 
-    return medians(in_turns({name: stepper(changes) for name, changes in variants.items()}, rounds, steps))
+    return medians(in_turns({name: stepper(changes) for name, changes in variants.items()}, rounds, settings.pick(12, 1)))
 
 
 def compared(ways: dict[str, Callable[[], object]], base: str, tokens: int, rounds: int, repeat: int) -> dict[str, dict[str, float]]:
@@ -224,8 +226,8 @@ def speed(settings: Settings) -> dict[str, Any]:
 
 @BENCHMARK.part(data=["tinyshakespeare"])
 def final(settings: Settings) -> dict[str, Any]:
-    text, how = Text(settings), recipe({})
-    pace = step_seconds(text, {"the recipe": {}}, settings.pick(5, 1), settings.pick(12, 1))["the recipe"]
+    text, how = Text(settings), recipe({}, settings)
+    pace = step_seconds(text, {"the recipe": {}}, settings.pick(5, 1), settings)["the recipe"]
     steps = settings.steps or int(0.75 * BUDGET / pace)  # of all seeds alike; room for a machine that is not always as fast
     runs = []
     for seed in range(settings.seeds):
@@ -239,9 +241,9 @@ def ablation(settings: Settings) -> list[dict[str, Any]]:
     text, rows = Text(settings), []
     variants = {name: changes for name, changes in VARIANTS.items() if not (settings.dry and changes.get("compile"))}
     if len(variants) < len(VARIANTS): print("  compiled: left out of a dry run, since compiling takes a minute")
-    pace = step_seconds(text, variants, settings.rounds, settings.pick(12, 1))
+    pace = step_seconds(text, variants, settings.rounds, settings)
     for name, changes in variants.items():
-        how = recipe(changes)
+        how = recipe(changes, settings)
         size, steps = how["batch_size"] * how["model"]["context_length"], max(2, int(settings.seconds / pace[name]))
         with parts(changes.get("fused", True)):  # the speed is the compiled one's, the losses are the same
             runs = [train(text, {**how, "compile": False}, steps, seed) for seed in range(settings.ablation_seeds)]

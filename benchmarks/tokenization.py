@@ -18,7 +18,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.common import Benchmark, Settings, best_of, fastest, in_turns, run, table
 from lmbook.corpora import load_reader, python_docs
-from lmbook.small_world import SmallWorld
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import (
     BPE,
     LONGEST,
@@ -186,7 +186,8 @@ def speed_without_data(settings: Settings) -> list[dict[str, object]]:
     "The same on text of ours. Small World alone has too few words for 8,000 merges in English."
     own = {"en": [*(r["text"] for r in python_docs()), *(d.text("en") for d in load_reader())], "zh": []}
     names = {"en": "documentation, reader, Small World", "zh": "Small World in Chinese"}
-    texts = {names[lang]: "\n".join([*own[lang], *SmallWorld().texts("train", lang, settings.pick(4000, 50))]) for lang in own}
+    world = SmallWorld(SmallWorldConfig(limit=settings.pick(None, 3)))
+    texts = {names[lang]: "\n".join([*own[lang], *world.texts("train", lang, settings.pick(4000, 80))]) for lang in own}
     return [speed_on(name, first(text, settings), settings) for name, text in texts.items()]
 
 

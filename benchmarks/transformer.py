@@ -77,8 +77,8 @@ class Stories:
 
     def __init__(self, n: int, settings: Settings):
         world = SmallWorld(SmallWorldConfig(limit=3))
-        fresh = list(world.texts("test", n=settings.pick(200, 20)))
-        self.words = WordTokenizer.train(list(world.texts("train", n=settings.pick(3000, 100))))
+        fresh = list(world.texts("test", n=settings.pick(200, 10)))
+        self.words = WordTokenizer.train(list(world.texts("train", n=settings.pick(3000, 60))))
         self.rows, self.fresh = ([self.words.encode(t, bos=True, eos=True) for t in texts] for texts in (world.texts("train", n=n), fresh))
         self.warmup = settings.pick(20, 1)
         self.V, self.ground = self.words.vocab_size, floor(world, fresh).nats
@@ -101,7 +101,7 @@ class Stories:
 
 @BENCHMARK.part()
 def world(settings: Settings) -> dict:
-    data, epochs = Stories(settings.pick(3000, 60), settings), settings.pick(3, 1)
+    data, epochs = Stories(settings.pick(3000, 16), settings), settings.pick(3, 1)
     free = TransformerConfig(data.V, 64, 2, 4, d_ff=83, context_length=256, **TODAY)
     tied = replace(free, tie=True, d_ff=134)
     out: dict = {"stories": len(data.rows), "tokens": sum(map(len, data.rows)), "epochs": epochs}
@@ -135,7 +135,7 @@ def variants(V: int) -> tuple[TransformerConfig, dict[str, dict]]:
 
 @BENCHMARK.part("ablate")
 def ablations(settings: Settings) -> dict:
-    data, epochs = Stories(settings.pick(500, 24), settings), settings.pick(6, 1)
+    data, epochs = Stories(settings.pick(500, 16), settings), settings.pick(6, 1)
     base, changes = variants(data.V)
 
     def trained(config: TransformerConfig, seed: int) -> float:

@@ -151,7 +151,8 @@ def one_training(text: Text, seed: int, settings: Settings) -> tuple[RecurrentLM
               flush=True)
         return loss
 
-    config = TrainConfig(epochs=epochs, dtype="bfloat16", eval_every=2 * len(stream), log_every=100, seed=seed, deterministic=False,
+    dtype = settings.pick("bfloat16", "float32")  # not every processor has an LSTM in bfloat16, and a dry run is for all of them
+    config = TrainConfig(epochs=epochs, dtype=dtype, eval_every=2 * len(stream), log_every=100, seed=seed, deterministic=False,
                          **TRAIN | {"warmup": settings.pick(TRAIN["warmup"], 1)})
     history = Trainer(model, stream, config, loss=Halved(), evaluate=valid).fit()
     trained = time.perf_counter() - start
