@@ -200,12 +200,12 @@ def run(program: str | Path, argv: Sequence[str] | None = None) -> None:
             print(f"\n{title}", flush=True)
             settings.before = read_results(out, settings.dry).get(title)
             if torch := sys.modules.get("torch"):
-                torch.set_num_threads(benchmark.threads)
+                torch.set_num_threads(settings.pick(benchmark.threads, 1))
                 torch.manual_seed(0)
             made, start = machine(*benchmark.packages), time.perf_counter()
             found = rounded(part.measure(settings))
             facts = {"command": settings.command, "date": datetime.date.today().isoformat(),
-                     "seconds": rounded(time.perf_counter() - start), "machine": made, "threads": benchmark.threads,
+                     "seconds": rounded(time.perf_counter() - start), "machine": made, "threads": settings.pick(benchmark.threads, 1),
                      "options": settings.options}
             show(found)
             if out: write_whole(out, text_of(merged(benchmark, settings, read_results(out, settings.dry), title, found, facts)))

@@ -194,7 +194,7 @@ def speed(settings: Settings) -> dict[str, Any]:
     writers = {"GPT2LMHeadModel.generate": their_writing, "lmbook.generation.generate": lambda: generate(ours, prompt, sampling)}
     writing = compared(writers, "GPT2LMHeadModel.generate", new, settings.rounds, settings.pick(4, 1))
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(settings.pick(2, 1))
     batch = next(iter(TokenStream(text.train, 12, 64)))
 
     def our_loss() -> torch.Tensor:

@@ -38,7 +38,7 @@ BENCHMARK = Benchmark(packages=("torch", "numpy", "transformers"), seeds=3)
 def speed(settings: Settings) -> dict:
     from transformers import AutoModelForCausalLM
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(settings.pick(2, 1))
     out = {}
     shapes = {"small, 8 x 128": ((256, 4, 4, 256), 8, 128), "wide, 2 x 512": ((512, 4, 8, 512), 2, 512)}
     if settings.dry: shapes = {name: ((16, 1, 2, 16), 2, 8) for name in shapes}

@@ -35,13 +35,12 @@ def files(folder: Path = ROOT) -> dict[str, tuple[int, int]]:
 @pytest.fixture(autouse=True)
 def _as_it_was(monkeypatch, tmp_path):
     "Benchmarks set the number of threads and write where they are started; neither may reach other tests."
-    import torch
-
-    threads, here = torch.get_num_threads(), tmp_path / "here"
+    torch, here = sys.modules.get("torch"), tmp_path / "here"
+    threads = torch.get_num_threads() if torch else 1
     here.mkdir()
     monkeypatch.chdir(here)
     yield
-    torch.set_num_threads(threads)
+    if torch := sys.modules.get("torch"): torch.set_num_threads(threads)
     assert not list(here.iterdir()), "a benchmark has written into the current folder"
 
 
@@ -90,6 +89,11 @@ def test_the_ways_to_start_one(form):
     assert done.returncode == 0 and not done.stderr, done.stderr
     assert "How fast Small World writes, scores and counts." in done.stdout
     assert ("--texts" in done.stdout) == (len(form) > 1)
+
+
+def test_importing_a_benchmark_leaves_the_environment_alone():
+    code = "import os; before = dict(os.environ); import benchmarks.small_world; assert os.environ == before"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 # ---------------------------------------------------------------- the entry
