@@ -59,7 +59,7 @@ def tatoeba_en_zh(folder: Path) -> None:
     "Sentences of Small World, and two pairs with the words for love and like."
     world = SmallWorld(SmallWorldConfig(limit=3))
     pairs = dict(pair for document in world.documents("train", 60) for pair in document.sentences)
-    pairs |= {"I love you.": "我爱你。", "I like it.": "我喜欢它。"}
+    pairs |= {"He loves cats.": "他爱猫。", "I like it.": "我喜欢它。"}
     write(folder / "made-up.tsv", "".join(f"{english}\t{chinese}\tmade up\n" for english, chinese in pairs.items()))
 
 

@@ -18,7 +18,13 @@ from benchmarks.common import RESULTS, Benchmark, Option, in_turns, main, names,
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"command", "date", "machine", "threads", "options", "measured"}  # beside what a benchmark measures
+BY_PART = {"machine", "date", "threads", "seconds", "load_before"}  # older results have these within a part, now they stand under `measured`
 MOVED = {"optimizers": {"rounds", "copies"}}  # keys of stored results that now stand under `options`
+
+
+def stored(name: str) -> dict:
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def files(folder: Path = ROOT) -> dict[str, tuple[int, int]]:
@@ -61,6 +67,9 @@ def test_a_dry_run_measures_everything_and_changes_nothing(name, tmp_path, capsy
     for part, facts in results["measured"].items():
         assert results[part] not in (None, [], {}), f"{part} has measured nothing"
         assert f"\n{part}\n" in printed and facts["seconds"] > 0
+    for part, old, new in ((part, stored(name)[part], results[part]) for part in parts if part in stored(name)):
+        row, fresh = (old[0], new[0]) if isinstance(old, list) else (old, new)
+        if isinstance(row, dict): assert {key for key in row if key not in BY_PART and "-gram" not in key} <= fresh.keys(), part
     assert str(ROOT) not in json.dumps(results) and str(tmp_path) not in json.dumps(results)
     assert files() == before, "a dry run has changed the repository"
 
@@ -68,9 +77,8 @@ def test_a_dry_run_measures_everything_and_changes_nothing(name, tmp_path, capsy
 @pytest.mark.parametrize("name", sorted(path.stem for path in RESULTS.glob("*.json")))
 def test_stored_results_have_the_parts_that_their_benchmark_measures(name):
     run_of = __import__(f"benchmarks.{name}", fromlist=["BENCHMARK"]).BENCHMARK
-    stored = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     settings = common.parse(name, run_of, "", [])
-    unknown = stored.keys() - FACTS - run_of.parts.keys() - run_of.facts(settings).keys() - MOVED.get(name, set())
+    unknown = stored(name).keys() - FACTS - run_of.parts.keys() - run_of.facts(settings).keys() - MOVED.get(name, set())
     assert not unknown, f"who measures {unknown}?"
 
 
