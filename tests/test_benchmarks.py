@@ -18,7 +18,7 @@ from benchmarks.common import RESULTS, Benchmark, Option, in_turns, main, names,
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"command", "date", "machine", "threads", "options", "measured"}  # beside what a benchmark measures
-BY_PART = {"machine", "date", "threads", "seconds", "load_before"}  # older results have these within a part, now they stand under `measured`
+BY_PART = {"machine", "date", "threads", "seconds", "load_before"}  # older results have them within a part, new ones under `measured`
 MOVED = {"optimizers": {"rounds", "copies"}}  # keys of stored results that now stand under `options`
 
 
