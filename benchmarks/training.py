@@ -181,7 +181,7 @@ def kills(wanted: int, seed: int = 0, steps: int = 150) -> dict[str, object]:
 
 @BENCHMARK.part("kills")  # first: a process that has computed gradients is not one to be forked
 def killed(settings: Settings) -> dict[str, object]:
-    return kills(settings.kills, steps=settings.pick(150, 40))
+    return kills(settings.kills, steps=settings.pick(150, 20))
 
 
 @BENCHMARK.part()
