@@ -21,7 +21,7 @@ from pathlib import Path
 import datasketch
 import numpy as np
 
-from benchmarks.common import Benchmark, Settings, best_of, run
+from benchmarks.common import Benchmark, Settings, best_of, mean, run
 from lmbook.cleaning import (
     Drop,
     ExactDuplicates,
@@ -165,14 +165,11 @@ def one_planted(name: str, originals: list[str], n: int, n_exact: int, n_near: i
         "name": name, "records": len(texts), "shingle": n, "exact_planted": n_exact,
         "exact_recall": float(np.mean([exact_reasons[i] is not None for i in range(first, first + n_exact)])),
         "exact_wrong": wrong, "exact_in_the_originals": sum(i < first for i in gone), "near_planted": n_near,
-        "near_above_threshold": int((j >= THRESHOLD).sum()), "near_recall": share(hit[j >= THRESHOLD]),
-        "near_recall_from_0.85": share(hit[j >= .85]), "near_recall_below_0.7": share(hit[j < .7]), "near_dropped": len(dropped),
-        "near_precision": share(judged >= THRESHOLD - margin), "precision_margin": float(margin),
-        "near_precision_at_0.8": share(judged >= THRESHOLD), "near_in_the_originals": int((dropped < first).sum()), "seconds": seconds,
+        "near_above_threshold": int((j >= THRESHOLD).sum()), "near_recall": mean(hit[j >= THRESHOLD]),
+        "near_recall_from_0.85": mean(hit[j >= .85]), "near_recall_below_0.7": mean(hit[j < .7]), "near_dropped": len(dropped),
+        "near_precision": mean(judged >= THRESHOLD - margin), "precision_margin": float(margin),
+        "near_precision_at_0.8": mean(judged >= THRESHOLD), "near_in_the_originals": int((dropped < first).sum()), "seconds": seconds,
     }  # fmt: skip
-
-
-def share(hits: np.ndarray) -> float | None: return float(hits.mean()) if len(hits) else None
 
 
 @BENCHMARK.part()

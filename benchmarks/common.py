@@ -362,6 +362,11 @@ def mean_sd(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
 
 
+def mean(values: Any) -> float | None:
+    "The mean of an array; None of an empty one."
+    return float(values.mean()) if len(values) else None
+
+
 def cell(value: object) -> str:
     "A value as it stands in a table."
     if isinstance(value, bool) or value is None: return str(value)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import Benchmark, Option, Settings, in_turns, medians, run
+from benchmarks.common import Benchmark, Option, Settings, in_turns, mean, medians, run
 from lmbook.language_models import Evaluation, NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, States, same_mask
 from lmbook.small_world import SmallWorld, SmallWorldConfig
@@ -90,9 +90,9 @@ def by_distance(data: World, model: Any) -> dict[str, Any]:
     places = dependencies(data.world, data.fresh)
     nats, kind, far = choice_nats(model, places, data.tokenizer), np.array([p.kind for p in places]), np.array([p.distance for p in places])
     near = [(kind == "pronoun") & (far >= low) & (far < high) for low, high in zip(EDGES, EDGES[1:])]
-    return {"pronoun": [float(nats[here].mean()) for here in near], "places": [int(here.sum()) for here in near],
-            "middle": [int(np.median(far[here])) for here in near],
-            "agreement": float(nats[kind == "agreement"].mean()), "hidden thing": float(nats[kind == "place"].mean())}
+    return {"pronoun": [mean(nats[here]) for here in near], "places": [int(here.sum()) for here in near],
+            "middle": [int(np.median(far[here])) if here.any() else None for here in near],
+            "agreement": mean(nats[kind == "agreement"]), "hidden thing": mean(nats[kind == "place"])}
 
 
 @BENCHMARK.part()
