@@ -193,7 +193,7 @@ def stories(settings: Settings) -> tuple[np.ndarray, np.ndarray, int]: # trainin
         rows = [[0, *(number.setdefault(word, len(number)) for word in WORD.findall(text))] for text in world.texts(split, n=n)]
         return np.concatenate([np.array(row) for row in rows])
 
-    train, test = ids("train", settings.pick(12_000, 60)), ids("valid", settings.pick(700, 60))
+    train, test = ids("train", settings.pick(12_000, 60)), ids("valid", settings.pick(700, 120))
     return train, test, len(number)
 
 
