@@ -24,7 +24,7 @@ def words(text: str) -> list[str]: return WORD.findall(text)
 def write(path: Path, text: str) -> None: path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def tinyshakespeare(folder: Path) -> None: write(folder / "input.txt", "\n".join(stories(120, limit=None)))
+def tinyshakespeare(folder: Path) -> None: write(folder / "input.txt", "\n".join(stories(60, limit=None)))
 
 
 def wikitext2(folder: Path) -> None:
