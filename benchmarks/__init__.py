@@ -3,7 +3,7 @@
 import os
 import sys
 
-# Python runs this before the program itself. numpy, PyTorch, tqdm and the others read it when they are imported: one thread, no progress bars,
+# Python runs this before the program. numpy, PyTorch, tqdm and others read it when they are imported: one thread, no progress bars, and
 # no chatter. Who imports a benchmark from elsewhere (a test) keeps the environment as it is: only with `python -m` is argv[0] "-m" here.
 if sys.argv[0] == "-m":
     for name, value in (("OMP_NUM_THREADS", "1"), ("RAYON_NUM_THREADS", "1"), ("TOKENIZERS_PARALLELISM", "false"), ("TQDM_DISABLE", "1"),
