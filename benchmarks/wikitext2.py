@@ -7,8 +7,8 @@ and every token of the test file is scored once, the state carried from its firs
 training file. The model has one output for all of these words, whose probability they share equally, and learns what it is worth from words
 that occur once, half of which are hidden in each epoch.
 All settings were chosen on the validation file. Training is in bfloat16, which PyTorch's LSTM refuses on processors without AVX-512.
-The cache (Grave, Joulin and Usunier 2017) remembers the states of the last words and what followed them; its three numbers are chosen on the
-validation file, too.
+The cache (Grave, Joulin and Usunier 2017) remembers the states of the last words and what followed them; its three numbers are chosen on
+the validation file, too.
 """
 
 from __future__ import annotations
