@@ -2,21 +2,15 @@
 
     python -m benchmarks.attention
 
-Prints tables and writes benchmarks/results/attention.json. One thread, nothing but CPU; `--only length heads ...` runs some of the parts and keeps
-the other results of the file. Times are seconds of the processor, which a busy machine changes less than
-the clock; the contenders take turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of
-the same process before (Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by
-groups of queries. Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
+One thread, nothing but CPU. Times are seconds of the processor, which a busy machine changes less than the clock; the contenders take
+turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of the same process before
+(Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by groups of queries.
+Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
 Copy: through one vector, through D2's gate, and through attention, a harder game than the chapter's.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -24,14 +18,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import machine, rounded
+from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, memory, run
 from lmbook.attention import (
     Attention,
     AttentionConfig,
@@ -48,10 +40,16 @@ from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 from lmbook.training import Examples, TokenStream, TrainConfig, Trainer
 
-RESULTS = Path(__file__).parent / "results" / "attention.json"
 ROWS, WIDTH, HEADS = 4, 256, 4
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 LONG = (4096,)  # without the plain one, whose matrices would take gigabytes
+BENCHMARK = Benchmark(
+    packages=("torch",), seeds=3, facts=lambda settings: {"shape": {"rows": ROWS, "width": WIDTH, "heads": HEADS}},
+    options=[Option("lengths", [*LENGTHS, *LONG], [64], "of the part length; the rows of other lengths are kept"),
+             Option("rounds", 6, 1, "rounds in which all take turns"), Option("steps", 600, 3, "of each training in the part text"),
+             Option("copy-steps", 600, 2, "of each training in the part copy")],
+)
+
 
 # ---------------------------------------------------------------- length
 
@@ -96,78 +94,59 @@ def work(model: nn.Module, x: Tensor, backward: bool) -> None:
     model.zero_grad(set_to_none=True)
 
 
-def turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]: # processor seconds of the fastest round
-    best = dict.fromkeys(ways, float("inf"))
-    for run in ways.values(): run()
-    for i in range(rounds):
-        for name in list(ways)[:: 1 if i % 2 else -1]:
-            start = time.process_time()
-            ways[name]()
-            best[name] = min(best[name], time.process_time() - start)
-    return best
+def turns(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    "Processor seconds of the fastest round."
+    return fastest(in_turns(ways, rounds, clock=time.process_time))
 
 
-def _resident(field: str) -> float: # MiB
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
-
-
-def _peak(name: str, T: int, backward: bool, queue) -> None:
+def peak(name: str, T: int, backward: bool) -> float | None:
+    "MiB that a layer takes at most for rows of this length; in a process of its own."
+    if sys.platform != "linux": return None
     torch.set_num_threads(1)
     model = layer(name)
     work(model, torch.randn(ROWS, 16, WIDTH), backward)
     x = torch.randn(ROWS, T, WIDTH)
-    before = _resident("VmRSS")
+    before = memory()
     Path("/proc/self/clear_refs").write_text("5")  # from here on the peak counts anew
     work(model, x, backward)
-    queue.put(_resident("VmHWM") - before)
+    return (memory(peak=True) - before) / 2**20
 
 
-def peak(name: str, T: int, backward: bool) -> float | None: # MiB
-    if sys.platform != "linux": return None
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_peak, args=(name, T, backward, queue))
-    process.start()
-    process.join()
-    return queue.get() if process.exitcode == 0 else None
-
-
-def length(rounds: int, lengths: list[int], before: list[dict]) -> list[dict]:
-    rows = [row for row in before if row["T"] not in lengths]
-    for T in lengths:
+@BENCHMARK.part()
+def length(settings: Settings) -> list[dict]:
+    rows = [row for row in settings.before or [] if row["T"] not in settings.lengths]
+    for T in settings.lengths:
         names = [n for n in ("LSTM", "plain", "fused", "online") if T in LENGTHS or n in ("LSTM", "fused")]
         models, x = {n: layer(n) for n in names}, torch.randn(ROWS, T, WIDTH)
+        rounds = settings.rounds if T <= 1024 or settings.dry else max(3, settings.rounds // 2)
         row: dict = {"T": T}
         for way, backward in (("forward", False), ("both", True)):
-            use = [n for n in names if not (backward and n == "online")]  # its backward pass keeps every block; the kernels compute them again
-            seconds = turns({n: partial(work, models[n], x, backward) for n in use}, max(3, rounds if T <= 1024 else rounds // 2))
+            # the backward pass of "online" keeps every block, which the kernels compute again
+            use = [n for n in names if not (backward and n == "online")]
+            seconds = turns({n: partial(work, models[n], x, backward) for n in use}, rounds)
             row[way] = {n: s / (ROWS * T) * 1e6 for n, s in seconds.items()}  # microseconds a token
-            row[f"{way}_peak_MiB"] = {n: peak(n, T, backward) for n in use}
+            row[f"{way}_peak_MiB"] = {n: settings.alone(peak, n, T, backward) for n in use}
         rows.append(row)
-        print(f"T {T:5}  us/token forward " + "  ".join(f"{n} {v:6.2f}" for n, v in row["forward"].items())
-              + "   both " + "  ".join(f"{n} {v:6.2f}" for n, v in row["both"].items()), flush=True)
-        print("         MiB forward      " + "  ".join(f"{n} {v or 0:6.1f}" for n, v in row["forward_peak_MiB"].items())
-              + "   both " + "  ".join(f"{n} {v or 0:6.1f}" for n, v in row["both_peak_MiB"].items()), flush=True)
+        print(f"  T {T:5}  microseconds a token, forward: " + "  ".join(f"{n} {v:.2f}" for n, v in row["forward"].items()), flush=True)
     return sorted(rows, key=lambda row: row["T"])
 
 
 # ---------------------------------------------------------------- heads
 
 
-def heads(rounds: int) -> list[dict]:
+@BENCHMARK.part()
+def heads(settings: Settings) -> list[dict]:
     "Eight heads of queries of 64 numbers, 8, 2 or 1 of keys: one step of writing after S places, and what the cache holds."
-    rows, S, width = [], 4096, 512
+    rows, S, width = [], settings.pick(4096, 32), 512
     q, ways = torch.randn(8, 8, 1, 64), {}
     for kv in (8, 2, 1):
         k, v = torch.randn(2, 8, kv, S, 64)
         ways[kv] = partial(attention, q, k, v)
-    with torch.no_grad(): seconds = turns(ways, 10 * rounds)
+    with torch.no_grad(): seconds = turns(ways, settings.pick(10, 1) * settings.rounds)
     for kv in ways:
         module = Attention(AttentionConfig(width, 8, kv_heads=kv))
         rows.append({"kv_heads": kv, "parameters": sum(p.numel() for p in module.parameters()), "cache_bytes_a_token": 2 * kv * 64 * 4,
                      "step_ms": seconds[kv] * 1e3, "places": S, "rows": 8})
-        print({k: round(v, 3) if isinstance(v, float) else v for k, v in rows[-1].items()}, flush=True)
     return rows
 
 
@@ -177,7 +156,7 @@ def heads(rounds: int) -> list[dict]:
 class SmallLM(nn.Module):
     "Two blocks of attention and MLP, pre-norm; or two layers of LSTM. Positions of one kind."
 
-    def __init__(self, V: int, d: int, kind: str, trained: int, heads: int = 4, kv_heads: int | None = None, window: int | None = None, hidden: int = 0):
+    def __init__(self, V: int, d: int, kind: str, trained: int, kv_heads: int | None = None, window: int | None = None, hidden: int = 0):
         super().__init__()
         self.kind, self.squeeze = kind, 1.
         self.embed, self.out = nn.Embedding(V, d), nn.Linear(d, V)
@@ -186,7 +165,7 @@ class SmallLM(nn.Module):
             self.body = Recurrent(RecurrentConfig(d, hidden, 2))
             self.back = nn.Linear(hidden, d)
             return
-        config = AttentionConfig(d, heads, kv_heads, window=window, positions=kind if kind in ("rotary", "alibi") else "none")
+        config = AttentionConfig(d, HEADS, kv_heads, window=window, positions=kind if kind in ("rotary", "alibi") else "none")
         self.learned = LearnedPositions(trained, d) if kind == "learned" else None
         self.looks = nn.ModuleList(Attention(config) for _ in range(2))
         self.mlps = nn.ModuleList(MLP(MLPConfig(d, d, 4 * d, activation="gelu")) for _ in range(2))
@@ -208,11 +187,13 @@ class SmallLM(nn.Module):
 TRAINED, READ = 64, 512
 
 
-def stories() -> tuple[np.ndarray, np.ndarray, int]: # training ids, test ids, vocabulary
+def stories(settings: Settings) -> tuple[np.ndarray, np.ndarray, int]: # training ids, test ids, vocabulary
     world, number = SmallWorld(SmallWorldConfig(limit=6)), {"<bos>": 0}
     def ids(split: str, n: int) -> np.ndarray:
-        return np.array([i for text in world.texts(split, n=n) for i in [0, *(number.setdefault(w, len(number)) for w in WORD.findall(text))]])
-    train, test = ids("train", 12_000), ids("valid", 700)
+        rows = [[0, *(number.setdefault(word, len(number)) for word in WORD.findall(text))] for text in world.texts(split, n=n)]
+        return np.concatenate([np.array(row) for row in rows])
+
+    train, test = ids("train", settings.pick(12_000, 60)), ids("valid", settings.pick(700, 120))
     return train, test, len(number)
 
 
@@ -230,22 +211,27 @@ def by_place(model: nn.Module, test: np.ndarray) -> np.ndarray: # (READ,) nats
 EDGES = (0, 16, 32, 64, 96, 128, 192, 256, 384, 512)
 
 
-def text(seeds: int, steps: int) -> dict:
-    train, test, V = stories()
-    d, out = 64, {"vocabulary": V, "trained": TRAINED, "steps": steps, "tokens": steps * 16 * TRAINED, "edges": EDGES, "models": {}}
+@BENCHMARK.part()
+def text(settings: Settings) -> dict:
+    (train, test, V), steps = stories(settings), settings.steps
+    out = {"vocabulary": V, "trained": TRAINED, "steps": steps, "tokens": steps * 16 * TRAINED, "edges": EDGES, "models": {}}
+    d = 64
     attention_size = sum(p.numel() for p in SmallLM(V, d, "none", TRAINED).parameters())
-    hidden = next(h for h in range(8, 512) if sum(p.numel() for p in SmallLM(V, d, "LSTM", TRAINED, hidden=h).parameters()) >= attention_size)
+    def lstm_size(hidden: int) -> int: return sum(p.numel() for p in SmallLM(V, d, "LSTM", TRAINED, hidden=hidden).parameters())
+
+    hidden = next(h for h in range(8, 512) if lstm_size(h) >= attention_size)
     variants = {k: {"kind": k} for k in ("none", "learned", "sinusoidal", "alibi", "rotary")}
     variants |= {"rotary, window 32": {"kind": "rotary", "window": 32}, "rotary, 1 kv head": {"kind": "rotary", "kv_heads": 1},
                  "rotary, 2 kv heads": {"kind": "rotary", "kv_heads": 2}, "LSTM": {"kind": "LSTM", "hidden": hidden}}
     for name, options in variants.items():
         found, within, times = [], [], []
         squeezed: list[np.ndarray] = []
-        for seed in range(seeds):
+        for seed in range(settings.seeds):
             torch.manual_seed(seed)
             model = SmallLM(V, d, trained=TRAINED, **options)
             start = time.process_time()
-            Trainer(model, TokenStream(train, 16, TRAINED, seed=seed), TrainConfig(steps=steps, lr=5e-3, warmup=50, weight_decay=.1, seed=seed, device="cpu")).fit()
+            config = TrainConfig(steps=steps, lr=5e-3, warmup=min(50, steps - 1), weight_decay=.1, seed=seed, device="cpu")
+            Trainer(model, TokenStream(train, 16, TRAINED, seed=seed), config).fit()
             times.append(time.process_time() - start)
             curve = by_place(model, test)
             found.append([float(curve[a:b].mean()) for a, b in zip(EDGES, EDGES[1:])])
@@ -257,8 +243,7 @@ def text(seeds: int, steps: int) -> dict:
         size = sum(p.numel() for p in model.parameters())
         out["models"][name] = {"parameters": size, "within": within, "by_place": found, "train_cpu_s": statistics.fmean(times)}
         if squeezed: out["models"]["rotary, squeezed 8 times"] = {"parameters": size, "by_place": squeezed}
-        print(f"{name:22} {size:8,} parameters  {statistics.fmean(times):5.0f} s  within {statistics.fmean(within):.3f} +- {statistics.pstdev(within):.3f}  by place "
-              + " ".join(f"{statistics.fmean(row[i] for row in found):.2f}" for i in range(len(EDGES) - 1)), flush=True)
+        print(f"  {name:22} {size:8,} parameters  within {statistics.fmean(within):.3f} +- {statistics.pstdev(within):.3f}", flush=True)
     return out
 
 
@@ -277,49 +262,29 @@ class Gate(AttentionDecoder):
         return weights @ memory.states, weights
 
 
-def copy(seeds: int, steps: int) -> dict:
-    letters, longest, d = 16, 24, 64
+@BENCHMARK.part()
+def copy(settings: Settings) -> dict:
+    letters, longest, d, steps = 16, 24, 64, settings.copy_steps
+    n_train, n_test = settings.pick((64 * 500, 200), (64 * 4, 4))
     lengths = (2, 4, 8, 12, 16, 20, 24, 32)
     out = {"letters": letters, "trained": [1, longest], "steps": steps, "lengths": lengths, "models": {}}
     for name, width in (("one vector", d + 4), ("gate", d + 4), ("attention", d)):
         rows, seconds = [], []
-        for seed in range(seeds):
+        for seed in range(settings.seeds):
             torch.manual_seed(seed)
             config = Seq2SeqConfig(4 + letters, 4 + letters, d_embed=32, d_hidden=width)
             decoder = {"one vector": lambda c: None, "gate": Gate, "attention": AttentionDecoder}[name](config)
             model = Seq2Seq(config, decoder)
-            data = Examples(copy_task(64 * 500, (1, longest), letters, seed=seed), batch_size=64, join=False, sort=16, seed=seed)
+            data = Examples(copy_task(n_train, (1, longest), letters, seed=seed), batch_size=64, join=False, sort=16, seed=seed)
             start = time.process_time()
-            Trainer(model, data, TrainConfig(steps=steps, lr=5e-3, warmup=50, seed=seed, device="cpu")).fit()
+            Trainer(model, data, TrainConfig(steps=steps, lr=5e-3, warmup=min(50, steps - 1), seed=seed, device="cpu")).fit()
             seconds.append(time.process_time() - start)
-            rows.append([float(greedy_accuracy(model, copy_task(200, n, letters, seed=10**6)).tokens.mean()) for n in lengths])
+            tests = [copy_task(n_test, n, letters, seed=10**6) for n in lengths]
+            rows.append([float(greedy_accuracy(model, pairs).tokens.mean()) for pairs in tests])
         size = sum(p.numel() for p in model.parameters())
         out["models"][name] = {"parameters": size, "accuracy": rows, "train_cpu_s": statistics.fmean(seconds)}
-        print(f"{name:12} {size:8,} parameters {statistics.fmean(seconds):5.0f} s  right by length "
-              + " ".join(f"{n}:{statistics.fmean(r[i] for r in rows):.2f}" for i, n in enumerate(lengths)), flush=True)
+        print(f"  {name:12} {size:8,} parameters", flush=True)
     return out
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", default=["length", "heads", "text", "copy"])
-    parser.add_argument("--lengths", type=int, nargs="*", default=[*LENGTHS, *LONG])
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--copy-steps", type=int, default=600)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    result |= {"command": "python -m benchmarks.attention", "date": datetime.date.today().isoformat(), "machine": machine("torch"), "threads": 1,
-               "shape": {"rows": ROWS, "width": WIDTH, "heads": HEADS}}
-    parts = {"length": lambda: length(arguments.rounds, arguments.lengths, result.get("length", [])), "heads": lambda: heads(arguments.rounds), "text": lambda: text(arguments.seeds, arguments.steps),
-             "copy": lambda: copy(arguments.seeds, arguments.copy_steps)}
-    for name in parts:
-        if name not in arguments.only: continue
-        print(f"\n{name}")
-        result[name] = parts[name]()
-        RESULTS.write_text(json.dumps(rounded(result), indent=1) + "\n", encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

@@ -2,30 +2,28 @@
 
     python -m benchmarks.bilstm --data ../shared/data
 
-Prints tables and writes benchmarks/results/bilstm.json. One thread. All speeds are ratios of two things that took turns in one run.
-Cells: our `unroll` of RNNCell, GRUCell and LSTMCell against nn.RNN, nn.GRU and nn.LSTM with the same weights, forward and forward + backward.
+One thread. All speeds are ratios of two things that took turns in one run.
+Cells: our `unroll` of RNNCell, GRUCell and LSTMCell against nn.RNN, nn.GRU and nn.LSTM with the same weights, forward and forward +
+backward.
 Padding: a BiLSTM over sentences of Small World, in random batches and in batches of like length; `Recurrent` with lengths (PyTorch packs),
 the same layer over the padded rectangle (wrong for the backward direction), and each sentence alone.
-WNUT-17 (needs --data): BIO tags of six types; forward only against both directions at about equal weights of the recurrent layers; test set; no vectors
-from elsewhere. Words seen less than three times are known by their shape only (Xx for a capitalised word, @x for a name on the web, ...).
-The weights of the best epoch by the development set's span F1.
+WNUT-17 (needs --data): BIO tags of six types; forward only against both directions at about equal weights of the recurrent layers; test
+set; no vectors from elsewhere. Words seen less than three times are known by their shape only (Xx for a capitalised word, @x for a name on
+the web, ...). The weights of the best epoch by the development set's span F1.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import process_time
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import machine, rounded
+from benchmarks.common import Benchmark, Option, Settings, in_turns, mean_sd, medians, run
 from lmbook.bilstm import (
     GRUCell,
     LSTMCell,
@@ -40,26 +38,19 @@ from lmbook.bilstm import (
     unroll,
 )
 from lmbook.small_world import WORD, SmallWorld
-from lmbook.tokenization import write_whole
 from lmbook.training import TrainConfig, Trainer, evaluating
 
-RESULTS = Path(__file__).parent / "results" / "bilstm.json"
 WNUT = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test": "emerging.test.annotated"}
 
 
-def in_turns(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]: # median processor seconds of each
-    "Time several things, one after the other, again and again, so that a busy machine is busy for all of them."
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values(): run()
-    for _ in range(repeats):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            times[name].append(time.process_time() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+BENCHMARK = Benchmark(
+    packages=("torch", "numpy"), seeds=3,
+    options=[Option("repeats", 15, 1, "rounds in which all take turns"), Option("epochs", 12, 1, "of each training")],
+)
 
 
-def cells(repeats: int) -> dict[str, dict[str, float]]:
+@BENCHMARK.part()
+def cells(settings: Settings) -> dict[str, dict[str, float]]:
     "How many times as long the loop over words takes."
     out = {}
     x = torch.randn(32, 40, 64)
@@ -74,30 +65,32 @@ def cells(repeats: int) -> dict[str, dict[str, float]]:
             return once
 
         by_hand, by_torch = lambda c=cell: unroll(c, x)[0], lambda f=fused: f(x)[0]
-        t = in_turns({
+        t = medians(in_turns({
             "hand": forward(by_hand), "torch": forward(by_torch),
             "hand, learning": lambda run=by_hand: run().sum().backward(), "torch, learning": lambda run=by_torch: run().sum().backward(),
-        }, repeats)  # fmt: skip
+        }, settings.repeats, clock=process_time))  # fmt: skip
         out[name] = {"forward": t["hand"] / t["torch"], "forward and backward": t["hand, learning"] / t["torch, learning"],
                      "largest difference": (by_hand() - by_torch()).abs().max().item()}
     return out
 
 
+@BENCHMARK.part()
 @torch.no_grad()
-def padding(repeats: int) -> dict[str, dict[str, float]]:
+def padding(settings: Settings) -> dict[str, dict[str, float]]:
     "Time of packing and of one sentence at a time, each over that of reading the padded rectangle."
     world, out = SmallWorld(), {}
-    sentences = [n for text in world.texts("train", n=60) for n in map(len, map(WORD.findall, text.split(". "))) if n][:512]
+    sentences = [n for text in world.texts("train", n=60) for n in map(len, map(WORD.findall, text.split(". "))) if n]
+    sentences = sentences[: settings.pick(512, 64)]
     model = Recurrent(RecurrentConfig(64, 64, bidirectional=True)).eval()
     for order, lengths in {"random batches": sentences, "batches of like length": sorted(sentences)}.items():
         batches = [torch.tensor(lengths[i : i + 32]) for i in range(0, len(lengths), 32)]
         data = [(torch.randn(len(n), int(n.max()), 64), n) for n in batches]
 
-        t = in_turns({
+        t = medians(in_turns({
             "packed": lambda data=data: [model(x, lengths=n) for x, n in data],
             "rectangle": lambda data=data: [model(x) for x, n in data],
             "alone": lambda data=data: [model(row[None, :k]) for x, n in data for row, k in zip(x, n.tolist())],
-        }, repeats)  # fmt: skip
+        }, settings.repeats, clock=process_time))  # fmt: skip
         places = sum(x.shape[0] * x.shape[1] for x, _ in data)
         out[order] = {"padding": 1 - sum(lengths) / places, "packed": t["packed"] / t["rectangle"], "alone": t["alone"] / t["rectangle"]}
     return out
@@ -117,8 +110,10 @@ def conll(path: Path) -> Iterator[tuple[list[str], list[str]]]:
             words, tags = [], []
 
 
-def wnut(folder: Path, seeds: int, epochs: int) -> dict[str, object]:
+@BENCHMARK.part(data=["wnut17"])
+def wnut17(settings: Settings) -> dict[str, object]:
     "Train and judge the taggers."
+    folder, seeds, epochs = settings.folder("wnut17"), settings.seeds, settings.epochs
     data = {split: list(conll(folder / name)) for split, name in WNUT.items()}
     names = ["O", *sorted({tag for words, tags in data["train"] for tag in tags} - {"O"})]
     counts = Counter(word for words, _ in data["train"] for word in words)
@@ -132,7 +127,9 @@ def wnut(folder: Path, seeds: int, epochs: int) -> dict[str, object]:
     vocabulary = {word: i for i, word in enumerate(["<unk>", *(word for word, n in units.items() if n > 1)])}
 
     def encoded(split: str) -> list[tuple[list[int], list[int]]]:
-        return [([vocabulary.get(known(w), 0) for w in words], [names.index(t) if t in names else 0 for t in tags]) for words, tags in data[split]]
+        def ids(words: list[str]) -> list[int]: return [vocabulary.get(known(word), 0) for word in words]
+
+        return [(ids(words), [names.index(tag) if tag in names else 0 for tag in tags]) for words, tags in data[split]]
 
     def judge(model: Tagger, split: str) -> dict[str, float]:
         guesses, hit, guessed, true, same, total = model.predict([ids for ids, _ in encoded(split)]), 0, 0, 0, 0, 0
@@ -143,7 +140,7 @@ def wnut(folder: Path, seeds: int, epochs: int) -> dict[str, object]:
             same, total = same + sum(a == b for a, b in zip(guess, truth)), total + len(truth)
         return {"span_f1": 2 * hit / max(1, guessed + true), "token_accuracy": same / total}
 
-    def run(width: int, bidirectional: bool, seed: int) -> dict[str, float]:
+    def trained(width: int, bidirectional: bool, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         model = Tagger(TaggerConfig(len(vocabulary), len(names), 64, width, bidirectional=bidirectional, dropout=0.3))
         batches = TaggedSentences(encoded("train"), 32, sort=20, seed=seed)
@@ -154,39 +151,16 @@ def wnut(folder: Path, seeds: int, epochs: int) -> dict[str, object]:
 
     models = {}
     for name, width, both in (("forward only", 100, False), ("both directions", 64, True)):
-        found = [run(width, both, seed) for seed in range(seeds)]
+        found = [trained(width, both, seed) for seed in range(seeds)]
         rnn = nn.LSTM(64, width, bidirectional=both)
-        models[name] = {"recurrent weights": sum(p.numel() for p in rnn.parameters()), **{
-            key: {"mean": statistics.fmean(r[key] for r in found), "sd": statistics.stdev(r[key] for r in found)} for key in found[0]
-        }}  # fmt: skip
-        print(f"WNUT-17, {name:16}", {key: f"{v['mean']:.3f} ± {v['sd']:.3f}" for key, v in models[name].items() if isinstance(v, dict)}, flush=True)
+        models[name] = {"recurrent weights": sum(p.numel() for p in rnn.parameters()),
+                        **{key: mean_sd([row[key] for row in found]) for key in found[0]}}
+        print(f"  {name:16} span F1 {models[name]['span_f1']['mean']:.3f}", flush=True)
     total = sum(len(tags) for _, tags in data["test"])
     outside = sum(tag == "O" for _, tags in data["test"] for tag in tags) / total
     unseen = sum(counts[word] < 3 for words, _ in data["test"] for word in words) / total
-    return {"models": models, "seeds": seeds, "epochs": epochs, "vocabulary": len(vocabulary), "share_of_test_words_by_shape_only": unseen, "accuracy_of_always_O": outside}
+    return {"models": models, "seeds": seeds, "epochs": epochs, "vocabulary": len(vocabulary),
+            "share_of_test_words_by_shape_only": unseen, "accuracy_of_always_O": outside}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=12)
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    before = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
-    command = f"python -m benchmarks.bilstm --repeats {args.repeats} --seeds {args.seeds} --epochs {args.epochs}" + (" --data DATA" if args.data else "")
-    results: dict[str, object] = {"command": command, "machine": machine("torch", "numpy")}
-    results["cells"], results["padding"] = cells(args.repeats), padding(args.repeats)
-    for title, rows in (("by hand / PyTorch", results["cells"]), ("time / that of the padded rectangle", results["padding"])):
-        print(title)
-        for name, row in rows.items(): print(f"  {name:24}", {key: float(f"{value:.3g}") for key, value in row.items()})
-    if args.data and (args.data / "wnut17").is_dir(): results["wnut17"] = wnut(args.data / "wnut17", args.seeds, args.epochs)
-    elif "wnut17" in before: results["wnut17"] = before["wnut17"]  # measured before, and kept
-    else: print("WNUT-17: skipped, give --data with the folder of the real data sets")
-    write_whole(args.out, (json.dumps(rounded(results), indent=1) + "\n").encode())
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

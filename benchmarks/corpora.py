@@ -2,16 +2,14 @@
 
     python -m benchmarks.corpora --data ../shared/data
 
-Prints a table and writes benchmarks/results/corpora.json. The data folder is described in its own README; without it only the readers
-are measured, on text made here. Each time is the best of three, on one core, with the file in the system's cache.
+The data folder is described in its own README; without it only the readers are measured, on text made here. Each time is the best of three,
+on one core, with the file in the system's cache.
 """
 
 from __future__ import annotations
 
-import argparse
 import bz2
 import csv
-import datetime
 import gzip
 import json
 import re
@@ -25,12 +23,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.common import best_of, machine, rounded
+from benchmarks.common import Benchmark, Settings, best_of, run
 from lmbook.corpora import python_docs, read_corpus, read_csv, read_jsonl, read_parquet, read_text, to_dataset, write_jsonl
 
-RESULTS = Path(__file__).parent / "results" / "corpora.json"
-PACKAGES = ("datasets", "pyarrow", "mwparserfromhell", "charset-normalizer", "numpy")  # whose versions are noted
 MEGABYTES = 20  # size of the files that the readers are measured on
+BENCHMARK = Benchmark(
+    packages=("datasets", "pyarrow", "mwparserfromhell", "charset-normalizer", "numpy"),
+    facts=lambda settings: {"megabytes_of_text": settings.pick(MEGABYTES, 0.1)},
+)
 
 
 def exhaust(rows: Iterable[object]) -> int: return sum(1 for _ in rows)
@@ -51,11 +51,16 @@ def plain_csv(path: Path) -> int:
 def plain_parquet(path: Path) -> int: return exhaust(pq.read_table(path).to_pylist())
 
 
-def readers(folder: Path) -> list[dict[str, object]]:
+@BENCHMARK.part()
+def readers(settings: Settings) -> list[dict[str, object]]:
     "Megabytes of text per second through each reader, and through the barest Python that reads the same."
+    with tempfile.TemporaryDirectory() as folder: return speeds(Path(folder), settings)
+
+
+def speeds(folder: Path, settings: Settings) -> list[dict[str, object]]:
     lines = [line for topic in python_docs() for line in topic["text"].split("\n") if line.strip()]
     size = sum(len(line) + 1 for line in lines)
-    lines *= MEGABYTES * 10**6 // size + 1
+    lines = settings.pick(lines * (MEGABYTES * 10**6 // size + 1), lines[:2000])
     text = [{"text": line, "n": n} for n, line in enumerate(lines)]
     (folder / "a.txt").write_text("\n".join(lines), encoding="utf-8")
     write_jsonl(text, folder / "a.jsonl")
@@ -66,13 +71,14 @@ def readers(folder: Path) -> list[dict[str, object]]:
         out.writeheader()
         out.writerows(text)
     megabytes = sum(len(line.encode()) + 1 for line in lines) / 1e6
-    rows = []
+    rows, repeats = [], settings.pick(3, 1)
     for name, read, plain in (
         ("a.txt", read_text, plain_text), ("a.jsonl", read_jsonl, plain_jsonl), ("a.jsonl.gz", read_jsonl, plain_jsonl),
         ("a.csv", read_csv, plain_csv), ("a.parquet", read_parquet, plain_parquet),
     ):
         assert exhaust(read(folder / name)) == plain(folder / name) == len(lines)
-        ours, bare = best_of(3, lambda: exhaust(read(folder / name))), best_of(3, lambda: plain(folder / name))  # noqa: B023
+        ours = best_of(repeats, lambda: exhaust(read(folder / name)))  # noqa: B023
+        bare = best_of(repeats, lambda: plain(folder / name))  # noqa: B023
         rows.append({"reader": f"{read.__name__} {name[1:]}", "megabytes_per_s": megabytes / ours, "bare_megabytes_per_s": megabytes / bare,
                      "records_per_s": len(lines) / ours})
     corpus = read_jsonl(folder / "a.jsonl")
@@ -92,8 +98,10 @@ def bare_dump(path: Path) -> int:
     with bz2.open(path) as f: return sum(element.tag.endswith("}page") for _, element in ET.iterparse(f))
 
 
-def wikipedia(folder: Path) -> dict[str, object]:
+@BENCHMARK.part(data=["enwiki_dump"])
+def wikipedia(settings: Settings) -> dict[str, object]:
     "A real dump (test data of gensim): speed, and agreement with the plain text that another extractor, unnamed, made of its articles."
+    folder = settings.folder("enwiki_dump")
     [path] = folder.glob("*.bz2")
     corpus = read_corpus(path)
     ours = {record["title"]: record["text"] for record in corpus}
@@ -116,33 +124,4 @@ def wikipedia(folder: Path) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    data = parser.parse_args().data
-    with tempfile.TemporaryDirectory() as folder: rows = readers(Path(folder))
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.corpora --data ../shared/data", "machine": machine(*PACKAGES)}
-    result |= {"megabytes_of_text": MEGABYTES, "readers": rows}
-    print(f"{'reader':28}{'MB/s':>8}{'bare loop':>12}")
-    for row in rows:
-        bare = f"{row['bare_megabytes_per_s']:12.1f}" if "bare_megabytes_per_s" in row else ""
-        print(f"{row['reader']:28}{row['megabytes_per_s']:8.1f}{bare}")
-    if data is None or not (data / "enwiki_dump").is_dir(): print("no folder enwiki_dump: give --data to measure a real dump; the file of results is left as it is")
-    else:
-        wiki = wikipedia(data / "enwiki_dump")
-        shares = wiki["overlap"]
-        result["wikipedia"] = wiki
-        print(f"\nWikipedia dump: {wiki['pages']} pages, {wiki['articles']} articles, skipped {wiki['skipped']}")
-        print(f"  {wiki['pages_per_s']:.0f} pages/s, {wiki['articles_per_s']:.0f} articles/s, {wiki['words_per_s']:,.0f} words/s "
-              f"({wiki['seconds']:.2f} s, of which {wiki['seconds_unpacking_and_xml']:.2f} s for unpacking and XML)")
-        print(f"  word overlap (F1) with the other extractor over {shares['articles']} articles: "
-              f"mean {shares['mean']:.4f}, median {shares['median']:.4f}, min {shares['min']:.4f}; "
-              f"all words together {shares['words']:.4f}")
-        print(f"  only ours: {wiki['only_ours']} (words); the shortest that both have: {wiki['shortest_in_both']} words")
-        for title, share in sorted(shares["per_article"].items(), key=lambda item: item[1])[:8]: print(f"    {share:.3f} {title}")
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-        print(f"\nwritten: {RESULTS.relative_to(Path(__file__).parent.parent)}")
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

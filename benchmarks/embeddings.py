@@ -2,34 +2,27 @@
 
     python -m benchmarks.embeddings --data ../shared/data
 
-Prints tables and writes benchmarks/results/embeddings.json. Skip-gram with negative sampling: 100 dimensions, window 5, 5 noise words, words
-that occur at least 5 times, subsampling 1e-3, rate 0.025. Time is that of the whole call, from lists of words to vectors. Runs of both take turns,
-so that a busy machine is busy for both. The real text is 96 articles of Wikipedia and the paragraphs of SQuAD, 5 epochs, with a seed for each round, judged by
-WordSim-353, SimLex-999 and the analogies of Mikolov et al.; both are judged by the same functions (tests/test_embeddings.py: they agree with gensim's own). The
-long text is 17 million words of Small World, one epoch, judged by what its grammar knows. Without --data only the long text is measured.
+Skip-gram with negative sampling: 100 dimensions, window 5, 5 noise words, words that occur at least 5 times, subsampling 1e-3, rate 0.025.
+Time is that of the whole call, from lists of words to vectors. Runs of both take turns, so that a busy machine is busy for both. The real
+text is 96 articles of Wikipedia and the paragraphs of SQuAD, 5 epochs, with a seed for each round, judged by WordSim-353, SimLex-999 and
+the analogies of Mikolov et al.; both are judged by the same functions (tests/test_embeddings.py: they agree with gensim's own). The long
+text is 17 million words of Small World, one epoch, judged by what its grammar knows. Without --data only the long text is measured.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import itertools
 import json
-import os
 import re
-import statistics
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("TQDM_DISABLE", "1")
-
 import numpy as np
 from gensim.models import Word2Vec
 
-from benchmarks.common import machine, rounded
+from benchmarks.common import Benchmark, Option, Settings, mean_sd, ratio, run
 from lmbook.embeddings import (
     Word2VecConfig,
     WordVectors,
@@ -41,18 +34,23 @@ from lmbook.embeddings import (
 )
 from lmbook.small_world import WORD, SmallWorld
 
-RESULTS = Path(__file__).parent / "results" / "embeddings.json"
 SETTINGS = {"dim": 100, "window": 5, "negative": 5, "min_count": 5, "subsample": 1e-3, "lr": 0.025}
 Text = list[list[str]]
+BENCHMARK = Benchmark(
+    packages=("torch", "numpy", "gensim"), facts=lambda settings: {"settings": SETTINGS},
+    options=[Option("rounds", 5, 2, "rounds and seeds on the real text"), Option("long", 17_000_000, 20_000, "words of Small World")],
+)
 
 
 def theirs(text: Text, workers: int, seed: int, epochs: int, cbow: bool = False) -> WordVectors:
-    model = Word2Vec(text, vector_size=100, window=5, negative=5, min_count=5, sample=1e-3, alpha=0.025, sg=int(not cbow), epochs=epochs, workers=workers, seed=seed + 1)
+    model = Word2Vec(text, vector_size=100, window=5, negative=5, min_count=5, sample=1e-3, alpha=0.025, sg=int(not cbow), epochs=epochs,
+                     workers=workers, seed=seed + 1)
     return WordVectors(model.wv.index_to_key, model.wv.vectors)
 
 
 def ours(text: Text, workers: int, seed: int, epochs: int, cbow: bool = False) -> WordVectors:
-    return train_word2vec(text, Word2VecConfig(**SETTINGS, epochs=epochs, workers=workers, seed=seed, method="cbow" if cbow else "skipgram"))
+    method = "cbow" if cbow else "skipgram"
+    return train_word2vec(text, Word2VecConfig(**SETTINGS, epochs=epochs, workers=workers, seed=seed, method=method))
 
 
 def real_text(data: Path) -> Text:
@@ -84,28 +82,20 @@ def race(text: Text, epochs: int, rounds: int, judge: Callable[[WordVectors], di
             vectors = {"gensim": theirs, "ours": ours}[name](text, workers, seed, epochs)
             seconds[name, workers].append(time.perf_counter() - start)
             scores[name, workers].append(judge(vectors))
-            print(f"  round {seed}, {workers} worker(s), {name:6}: {n / seconds[name, workers][-1]:10,.0f} words/s  {rounded(scores[name, workers][-1], 3)}", flush=True)
-    out: dict[str, object] = {"words": n // epochs, "documents": len(text), "epochs": epochs, "rounds": rounds, "seconds": {}, "words_per_s": {}, "scores": {}}
+            print(f"  round {seed}, {workers} worker(s), {name:6}: {n / seconds[name, workers][-1]:10,.0f} words/s", flush=True)
+    out: dict[str, object] = {"words": n // epochs, "documents": len(text), "epochs": epochs, "rounds": rounds,
+                              "seconds": {}, "words_per_s": {}, "scores": {}}
     for (name, workers), times in seconds.items():
         key = f"{name}, {workers} worker{'s' * (workers > 1)}"
         out["seconds"][key], out["words_per_s"][key] = times, n / min(times)
-        out["scores"][key] = {what: {"mean": statistics.mean(values), "sd": statistics.stdev(values) if rounds > 1 else 0., "all": values}
-                              for what in judge(vectors) if (values := [s[what] for s in scores[name, workers]])}
+        found = {what: [s[what] for s in scores[name, workers]] for what in scores[name, workers][0]}
+        out["scores"][key] = {what: {**mean_sd(values), "all": values} for what, values in found.items()}
     out["ratio"] = {w: {"best": min(seconds["gensim", w]) / min(seconds["ours", w]),
-                        "median_of_pairs": statistics.median(a / b for a, b in zip(seconds["gensim", w], seconds["ours", w]))} for w in (1, 2)}
+                        "median_of_pairs": ratio(seconds["gensim", w], seconds["ours", w])} for w in (1, 2)}
     return out
 
 
-def show(title: str, result: dict[str, object]) -> None:
-    print(f"\n{title}: {result['words']:,} words, {result['epochs']} epochs, {result['rounds']} rounds")
-    for key, speed in result["words_per_s"].items():
-        scores = "  ".join(f"{what} {s['mean']:.3f} ± {s['sd']:.3f}" for what, s in result["scores"][key].items())
-        print(f"  {key:18}{speed:12,.0f} words/s   {scores}")
-    for workers, ratio in result["ratio"].items():
-        print(f"  ours / gensim, {workers} worker(s): {ratio['best']:.2f} (best against best), {ratio['median_of_pairs']:.2f} (median of pairs)")
-
-
-def small_world_judge() -> Callable[[WordVectors], dict[str, float]]:
+def neighbours_and_analogies() -> Callable[[WordVectors], dict[str, float]]:
     "Whether a word's nearest neighbour is in a list of the lexicon with it, and analogies between words of one story."
     world, lists = SmallWorld(), {}
     for category, entries in world.grammar.lexicon.items():
@@ -125,39 +115,27 @@ def small_world_judge() -> Callable[[WordVectors], dict[str, float]]:
     return judge
 
 
-def write(result: dict[str, object]) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    print(f"\nwritten: {RESULTS.relative_to(Path(__file__).parent.parent)}")
+@BENCHMARK.part(data=["enwiki_dump", "squad", "word_similarity"])
+def real(settings: Settings) -> dict[str, object]:
+    "Wikipedia and SQuAD, judged by people's opinions on pairs of words and by analogies."
+    folder = settings.folder("word_similarity")
+    pairs = {"WordSim-353": read_similarities(folder / "wordsim353.tsv"), "SimLex-999": read_similarities(folder / "simlex999.txt")}
+    questions = read_analogies(folder / "questions-words.txt")
+
+    def judge(vectors: WordVectors) -> dict[str, float]:
+        found = {name: score_similarity(vectors, rows).spearman for name, rows in pairs.items()}
+        return found | {"analogies": score_analogies(vectors, questions).accuracy}
+
+    text = real_text(settings.data)
+    some = ours(text, 2, 0, 1)
+    covered = {name: score_similarity(some, rows).covered for name, rows in pairs.items()}
+    return race(text, settings.pick(5, 1), settings.rounds, judge) | {
+        "covered": covered | {"analogies": score_analogies(some, questions).covered}}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds and seeds on the real text")
-    parser.add_argument("--long", type=int, default=17_000_000, help="words of Small World; 0: leave it out")
-    args = parser.parse_args()
-    command = "python -m benchmarks.embeddings --data ../shared/data" + "".join(f" --{name} {n}" for name, n, usual in (("rounds", args.rounds, 5), ("long", args.long, 17_000_000)) if n != usual)
-    result: dict[str, object] = {"date": datetime.date.today().isoformat(), "command": command, "machine": machine("torch", "numpy", "gensim"), "settings": SETTINGS}
-    if args.data is None or not (args.data / "word_similarity").is_dir(): print("no folder word_similarity: give --data to measure real text; the file of results is left as it is")
-    else:
-        folder = args.data / "word_similarity"
-        pairs = {"WordSim-353": read_similarities(folder / "wordsim353.tsv"), "SimLex-999": read_similarities(folder / "simlex999.txt")}
-        questions = read_analogies(folder / "questions-words.txt")
-
-        def judge(vectors: WordVectors) -> dict[str, float]:
-            return {name: score_similarity(vectors, rows).spearman for name, rows in pairs.items()} | {"analogies": score_analogies(vectors, questions).accuracy}
-
-        text = real_text(args.data)
-        result["real"] = race(text, 5, args.rounds, judge)
-        some = ours(text, 2, 0, 1)
-        result["real"]["covered"] = {name: score_similarity(some, rows).covered for name, rows in pairs.items()} | {"analogies": score_analogies(some, questions).covered}
-        show("Wikipedia and SQuAD", result["real"])
-        write(result)
-    if args.long:
-        result["small_world"] = race(long_text(args.long), 1, 1, small_world_judge())
-        show("Small World", result["small_world"])
-        if "real" in result: write(result)
+@BENCHMARK.part()
+def small_world(settings: Settings) -> dict[str, object]:
+    return race(long_text(settings.long), 1, 1, neighbours_and_analogies())
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

@@ -1,27 +1,22 @@
-"""Recurrent language models against the entropy floor of Small World; what carrying the state is worth; where dropout may go; and what it all costs.
+"""Recurrent language models above the entropy floor of Small World: cells, carrying the state, where dropout may go, and what it costs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.recurrent_lm
+    python -m benchmarks.recurrent_lm
 
-Prints tables and writes benchmarks/results/recurrent_lm.json.
-Floor: 5,000 stories in English (the LSTM also in Chinese), two passes; LSTM, GRU and RNN with as nearly as possible the same number of parameters,
-three seeds each, the rate (which stays up and falls at the end, "wsd") of each cell chosen on 1,000 stories with a seed that is not used again; the n-grams read the same text.
-Windows: the same stories as one row, read in windows of T words and 160 / T rows, so that all runs see the same words in as many steps; each is judged
-on stories from a state of zeros, and on all of them as one text with the state carried.
+Floor: 5,000 stories in English (the LSTM also in Chinese), two passes; LSTM, GRU and RNN with as nearly as possible the same number of
+parameters, three seeds each, the rate (which stays up and falls at the end, "wsd") of each cell chosen on 1,000 stories with a seed that is
+not used again; the n-grams read the same text.
+Windows: the same stories as one row, read in windows of T words and 160 / T rows, so that all runs see the same words in as many steps;
+each is judged on stories from a state of zeros, and on all of them as one text with the state carried.
 Dropout: 150 stories, eight passes, and sentences whose last word depends on the first; step by step, since masks change from word to word.
-Cost: a step of training, each in turns with the step it is compared with, in one process; and the bare loop in the form of PyTorch's own example
-(words of ours), whose weights must end equal to those of the Trainer. No data set is needed, so there is no --data.
+Cost: a step of training, each in turns with the step it is compared with, in one process; and the bare loop in the form of PyTorch's own
+example (words of ours), whose weights must end equal to those of the Trainer. No data set is needed, so there is no --data.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,28 +24,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import machine, rounded
+from benchmarks.common import Benchmark, Option, Settings, in_turns, mean, medians, run
 from lmbook.language_models import Evaluation, NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, States, same_mask
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import Batch, Examples, TokenStream, TrainConfig, Trainer
 
-RESULTS = Path(__file__).parent / "results" / "recurrent_lm.json"
-SEEDS, EDGES = (0, 1, 2), (2, 4, 6, 8, 12, 20, 100)
+EDGES, EPOCHS = (2, 4, 6, 8, 12, 20, 100), 2
+BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3, options=[Option("stories", 5000, 12, "that the models read")])
 
 
 class World:
     "Stories to learn from and to be judged on, as ids, with the floor under them."
 
-    def __init__(self, stories: int, lang: str = "en", split: str = "test"):
+    def __init__(self, stories: int, settings: Settings, lang: str = "en", split: str = "test"):
         self.world, self.lang = SmallWorld(SmallWorldConfig(limit=3)), lang
-        self.fresh = list(self.world.texts(split, lang, n=200))
+        self.fresh = list(self.world.texts(split, lang, n=settings.pick(200, 10)))
         cut = "words" if lang == "en" else "characters"
-        self.tokenizer = WordTokenizer.train(list(self.world.texts("train", lang, n=3000)), split=cut)
+        self.tokenizer = WordTokenizer.train(list(self.world.texts("train", lang, n=settings.pick(3000, 60))), split=cut)
         def encoded(texts): return [self.tokenizer.encode(text, bos=True, eos=True) for text in texts]
 
         self.rows, self.fresh_rows = encoded(self.world.texts("train", lang, n=stories)), encoded(self.fresh)
+        self.orders = settings.pick(range(3, 10 if lang == "en" else 13), range(3, 5))
+        self.warmup = settings.pick(20, 1)
         self.ids, self.ground = np.concatenate(self.rows), floor(self.world, self.fresh, lang)
 
     def excess(self, found: Evaluation) -> dict[str, float]:
@@ -58,14 +55,14 @@ class World:
         return {"per_token": more / found.tokens, "per_story": more / found.documents}
 
     def excess_both(self, model: RecurrentLM) -> tuple[float, float]:
-        "Above the floor, per word: each story from a state of zeros, and all of them as one text with the state carried (where <bos> is not counted)."
+        "Above the floor, per word: each story from zeros, and all of them as one text with the state carried (where <bos> is not counted)."
         joined, apart = np.concatenate(self.fresh_rows), evaluate(model, self.fresh_rows)
         counts = joined[1:] != self.tokenizer.bos_id
         carried = evaluate(model, [joined]).token_nats[0][counts]
         return self.excess(apart)["per_token"], (carried.sum() - self.ground.nats) / counts.sum()
 
     def best_ngram(self) -> dict[str, Any]:
-        tried = {order: evaluate(self.ngram(order), self.fresh_rows) for order in range(3, 10 if self.lang == "en" else 13)}
+        tried = {order: evaluate(self.ngram(order), self.fresh_rows) for order in self.orders}
         order = min(tried, key=lambda o: tried[o].nats)
         return {"order": order, **self.excess(tried[order])}
 
@@ -83,7 +80,8 @@ def train(data: World, config: RecurrentLMConfig, seed: int, lr: float, epochs: 
     torch.manual_seed(seed)
     model = RecurrentLM(config)
     start = time.perf_counter()
-    Trainer(model, Examples(data.rows, batch_size=8, sort=10, seed=seed), TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=20, seed=seed, device="cpu"), loss=CarriedState()).fit()
+    training = TrainConfig(epochs=epochs, lr=lr, schedule="wsd", warmup=data.warmup, seed=seed, device="cpu")
+    Trainer(model, Examples(data.rows, batch_size=8, sort=10, seed=seed), training, loss=CarriedState()).fit()
     return model, time.perf_counter() - start
 
 
@@ -92,44 +90,50 @@ def by_distance(data: World, model: Any) -> dict[str, Any]:
     places = dependencies(data.world, data.fresh)
     nats, kind, far = choice_nats(model, places, data.tokenizer), np.array([p.kind for p in places]), np.array([p.distance for p in places])
     near = [(kind == "pronoun") & (far >= low) & (far < high) for low, high in zip(EDGES, EDGES[1:])]
-    return {"pronoun": [float(nats[here].mean()) for here in near], "places": [int(here.sum()) for here in near],
-            "middle": [int(np.median(far[here])) for here in near],
-            "agreement": float(nats[kind == "agreement"].mean()), "hidden thing": float(nats[kind == "place"].mean())}
+    return {"pronoun": [mean(nats[here]) for here in near], "places": [int(here.sum()) for here in near],
+            "middle": [int(np.median(far[here])) if here.any() else None for here in near],
+            "agreement": mean(nats[kind == "agreement"]), "hidden thing": mean(nats[kind == "place"])}
 
 
-def measured_ngram(stories: int, epochs: int) -> dict[str, Any]:
-    data = World(stories)
+@BENCHMARK.part()
+def ngram(settings: Settings) -> dict[str, Any]:
+    data = World(settings.stories, settings)
     found = data.best_ngram()
-    print("n-gram", rounded(found))
-    return {"stories": stories, "tokens": len(data.ids), "epochs": epochs, "vocabulary": data.tokenizer.vocab_size, "fresh_stories": len(data.fresh),
-            "floor_per_token": data.ground.nats / sum(len(r) - 1 for r in data.fresh_rows), "floor_per_story": data.ground.nats / len(data.fresh),
+    return {"stories": settings.stories, "tokens": len(data.ids), "epochs": EPOCHS, "vocabulary": data.tokenizer.vocab_size,
+            "fresh_stories": len(data.fresh), "floor_per_token": data.ground.nats / sum(len(r) - 1 for r in data.fresh_rows),
+            "floor_per_story": data.ground.nats / len(data.fresh),
             "ngram": found | {"by_distance": by_distance(data, data.ngram(found["order"]))}}
 
 
-def measured_cell(cell: str, stories: int, epochs: int) -> dict[str, Any]:
-    data, small = World(stories), World(1000, split="valid")
+def one_cell(cell: str, settings: Settings) -> dict[str, Any]:
+    data, small = World(settings.stories, settings), World(settings.pick(1000, 10), settings, split="valid")
     V = data.tokenizer.vocab_size
     d = width_for(sum(p.numel() for p in RecurrentLM(RecurrentLMConfig(V, 96, 96)).parameters()), V, cell)
     config = RecurrentLMConfig(V, d, d, cell=cell)
-    grid = {lr: small.excess(evaluate(train(small, config, 99, lr, 2)[0], small.fresh_rows))["per_token"] for lr in (5e-3, 1e-2, 2e-2)}
+
+    def excess(lr: float) -> float: return small.excess(evaluate(train(small, config, 99, lr, EPOCHS)[0], small.fresh_rows))["per_token"]
+
+    grid = {lr: excess(lr) for lr in settings.pick((5e-3, 1e-2, 2e-2), (5e-3, 1e-2))}
     lr = min(grid, key=grid.get)
-    runs = [train(data, config, seed, lr, epochs) for seed in SEEDS]
+    runs = [train(data, config, seed, lr, EPOCHS) for seed in range(settings.seeds)]
     found = [data.excess(evaluate(model, data.fresh_rows)) for model, _ in runs]
-    out = {"width": d, "parameters": sum(p.numel() for p in runs[0][0].parameters()), "lr": lr, "rates_tried": {str(k): v for k, v in grid.items()},
-           "per_token": [f["per_token"] for f in found], "per_story": [f["per_story"] for f in found],
-           "seconds": [s for _, s in runs], "by_distance": [by_distance(data, model) for model, _ in runs]}
-    print(cell, rounded({k: v for k, v in out.items() if k != "by_distance"}))
-    return out
+    return {"width": d, "parameters": sum(p.numel() for p in runs[0][0].parameters()), "lr": lr,
+            "rates_tried": {str(k): v for k, v in grid.items()},
+            "per_token": [f["per_token"] for f in found], "per_story": [f["per_story"] for f in found],
+            "seconds": [s for _, s in runs], "by_distance": [by_distance(data, model) for model, _ in runs]}
 
 
-def measured_chinese(stories: int, epochs: int, lr: float = 1e-2) -> dict[str, Any]:
-    data = World(stories, "zh")
+for cell in ("rnn", "gru", "lstm"): BENCHMARK.part(cell)(partial(one_cell, cell))
+
+
+@BENCHMARK.part()
+def chinese(settings: Settings) -> dict[str, Any]:
+    data, lr = World(settings.stories, settings, "zh"), 1e-2
     config = RecurrentLMConfig(data.tokenizer.vocab_size, 96, 96)
-    runs = [data.excess(evaluate(train(data, config, seed, lr, epochs)[0], data.fresh_rows)) for seed in SEEDS]
-    out = {"tokens": len(data.ids), "vocabulary": data.tokenizer.vocab_size, "lr": lr, "ngram": data.best_ngram(),
-           "lstm": {"per_token": [r["per_token"] for r in runs], "per_story": [r["per_story"] for r in runs]}}
-    print("Chinese", rounded(out))
-    return out
+    models = [train(data, config, seed, lr, EPOCHS)[0] for seed in range(settings.seeds)]
+    found = [data.excess(evaluate(model, data.fresh_rows)) for model in models]
+    return {"tokens": len(data.ids), "vocabulary": data.tokenizer.vocab_size, "lr": lr, "ngram": data.best_ngram(),
+            "lstm": {"per_token": [r["per_token"] for r in found], "per_story": [r["per_story"] for r in found]}}
 
 
 def always_carry(batch: Batch) -> Batch:
@@ -137,22 +141,25 @@ def always_carry(batch: Batch) -> Batch:
     return batch
 
 
-def windows() -> dict[str, Any]:
-    data, out = World(500), {}
+@BENCHMARK.part()
+def windows(settings: Settings) -> dict[str, Any]:
+    data, out = World(settings.pick(500, 8), settings), {}
     for T in (4, 8, 16, 32):
         B = 160 // T
-        ids = data.ids[: len(data.ids) // 160 * 160 + 1]  # whole batches, or the last shuffled one would have fewer rows than the state
+        whole = (len(data.ids) - 1) // 160 * 160
+        ids = data.ids[: whole + 1]  # whole batches, or the last shuffled one would have fewer rows than the state
         for way in ("contiguous, carried", "shuffled, from zero", "shuffled, carried"):
             found = []
-            for seed in SEEDS:
+            for seed in range(settings.seeds):
                 torch.manual_seed(seed)
                 model = RecurrentLM(RecurrentLMConfig(data.tokenizer.vocab_size, 64, 64))
                 batches = TokenStream(ids, B, T, contiguous=way.startswith("contiguous"), seed=seed)
                 if way == "shuffled, carried": batches = batches.map(always_carry)
-                Trainer(model, batches, TrainConfig(epochs=1, lr=2e-2, warmup=20, seed=seed, device="cpu"), loss=CarriedState()).fit()
+                config = TrainConfig(epochs=1, lr=2e-2, warmup=data.warmup, seed=seed, device="cpu")
+                Trainer(model, batches, config, loss=CarriedState()).fit()
                 found.append(data.excess_both(model))
-            for judged, values in zip(("from zero", "carried"), zip(*found)): out.setdefault(f"{way}; judged {judged}", {})[str(T)] = [float(x) for x in values]
-            print(f"T={T:<3} {way:22} from zero, carried:", rounded([[float(x) for x in pair] for pair in found]))
+            for judged, values in zip(("from zero", "carried"), zip(*found)):
+                out.setdefault(f"{way}; judged {judged}", {})[str(T)] = [float(x) for x in values]
     return {"excess_per_token": out}
 
 
@@ -184,40 +191,44 @@ class StepByStep(RecurrentLM):
 WHERE = ("nothing", "c, new at each word", "h, new at each word", "h, one for the row", "weights")
 
 
-def recurrent_dropout() -> dict[str, Any]:
-    "On stories, and on a language that is nothing but memory: a name, eight words drawn at random, and the pronoun that belongs to the name."
-    data, out = World(150), {"share": .25, "stories": 150, "per_token": {}, "between": 8, "pronoun": {}}
+@BENCHMARK.part("dropout")
+def recurrent_dropout(settings: Settings) -> dict[str, Any]:
+    "On stories, and on a language that is nothing but memory: a name, eight words drawn at random, and the pronoun of the name."
+    n_stories, n_sentences = settings.pick((150, 2000), (6, 40))
+    data, out = World(n_stories, settings), {"share": .25, "stories": n_stories, "per_token": {}, "between": 8, "pronoun": {}}
     dice = np.random.default_rng(0)
-    who, fill = dice.integers(2, size=(2500, 1)), dice.integers(4, 12, size=(2500, 8))
+    n = n_sentences * 5 // 4
+    who, fill = dice.integers(2, size=(n, 1)), dice.integers(4, 12, size=(n, 8))
     sentences = np.hstack([who, fill, who + 2])
     for where in WHERE:
         for kind in ("per_token", "pronoun"): out[kind][where] = []
-        for seed in SEEDS:
+        for seed in range(settings.seeds):
             torch.manual_seed(seed)
             model = StepByStep(RecurrentLMConfig(data.tokenizer.vocab_size, 64, 64), where, .25)
-            config = TrainConfig(epochs=8, lr=2e-2, warmup=20, seed=seed, device="cpu")
+            config = TrainConfig(epochs=settings.pick(8, 1), lr=2e-2, warmup=data.warmup, seed=seed, device="cpu")
             Trainer(model, TokenStream(data.ids, 10, 32, contiguous=True), config, loss=CarriedState()).fit()
             out["per_token"][where].append(data.excess(evaluate(model, data.fresh_rows))["per_token"])
             torch.manual_seed(seed)
             model = StepByStep(RecurrentLMConfig(12, 32, 32), where, .25)
-            Trainer(model, Examples(sentences[:2000], batch_size=16, seed=seed), TrainConfig(epochs=6, lr=1e-2, warmup=20, seed=seed, device="cpu"), loss=CarriedState()).fit()
-            out["pronoun"][where].append(float(np.mean([nats[-1] for nats in evaluate(model, list(sentences[2000:])).token_nats])))
-        print(f"{where:22} stories", rounded(out["per_token"][where]), "pronoun", rounded(out["pronoun"][where]))
+            config = TrainConfig(epochs=settings.pick(6, 1), lr=1e-2, warmup=data.warmup, seed=seed, device="cpu")
+            Trainer(model, Examples(sentences[:n_sentences], batch_size=16, seed=seed), config, loss=CarriedState()).fit()
+            last = [nats[-1] for nats in evaluate(model, list(sentences[n_sentences:])).token_nats]
+            out["pronoun"][where].append(float(np.mean(last)))
     return out
 
 
-def in_turns(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    "Median milliseconds of a call of each, one after the other in each round."
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if turn: times[name].append(time.perf_counter() - start)
-    return {name: 1000 * statistics.median(found) for name, found in times.items()}
+def milliseconds(ways: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    return {name: 1000 * t for name, t in medians(in_turns(ways, rounds)).items()}
 
 
-def cost(V: int, d: int, layers: int, B: int = 20, T: int = 35, rounds: int = 21) -> dict[str, Any]:
+@BENCHMARK.part()
+def cost(settings: Settings) -> dict[str, list]:
+    small, large = (303, 96), settings.pick((10_000, 200), (303, 96))
+    return {"step": [step_cost(*small, 1, settings.pick(20, 1)), step_cost(*large, 2, settings.pick(20, 1))],
+            "loop": [loops(*small, settings.pick(15, 2)), loops(*large, settings.pick(15, 2))]}
+
+
+def step_cost(V: int, d: int, layers: int, rounds: int, B: int = 20, T: int = 35) -> dict[str, Any]:
     "Forward and backward: two stacked nn.LSTM calls, against ours with each dropout."
     torch.manual_seed(0)
     ids, targets = torch.randint(V, (2, B, T))
@@ -231,12 +242,14 @@ def cost(V: int, d: int, layers: int, B: int = 20, T: int = 35, rounds: int = 21
         return lambda: loss(model, Batch(ids, targets))[0].backward()
 
     between = {"dropout_hidden": .2} if layers > 1 else {}
-    ms = in_turns({"plain nn.LSTM": bare, "ours": ours(), "variational": ours(dropout_in=.2, dropout_out=.2, **between), "words": ours(dropout_words=.1),
-                   "weight drop": ours(weight_drop=.5), "all": ours(dropout_in=.2, dropout_out=.2, dropout_words=.1, weight_drop=.5, **between)}, rounds)
-    return {"vocabulary": V, "width": d, "layers": layers, "B": B, "T": T, "ms": ms, "ratio": {name: t / ms["plain nn.LSTM"] for name, t in ms.items()}}
+    variational = {"dropout_in": .2, "dropout_out": .2, **between}
+    ms = milliseconds({"plain nn.LSTM": bare, "ours": ours(), "variational": ours(**variational), "words": ours(dropout_words=.1),
+                       "weight drop": ours(weight_drop=.5), "all": ours(dropout_words=.1, weight_drop=.5, **variational)}, rounds)
+    return {"vocabulary": V, "width": d, "layers": layers, "B": B, "T": T,
+            "ms": ms, "ratio": {name: t / ms["plain nn.LSTM"] for name, t in ms.items()}}
 
 
-def loops(V: int, d: int, B: int = 20, T: int = 35, turns: int = 15, steps: int = 4) -> dict[str, Any]:
+def loops(V: int, d: int, turns: int, B: int = 20, T: int = 35, steps: int = 4) -> dict[str, Any]:
     "Training, a few steps of the one and a few of the other: nn.LSTM in a bare loop, and RecurrentLM with CarriedState in the Trainer."
     torch.manual_seed(0)
     ids = torch.randint(V, (B * T * turns * steps + 1,)).numpy()
@@ -253,7 +266,7 @@ def loops(V: int, d: int, B: int = 20, T: int = 35, turns: int = 15, steps: int 
     rows = ids[:-1].reshape(B, -1), ids[1:].reshape(B, -1)
     at, hidden = 0, None
 
-    def bare() -> None:  # what the example does at a step: batch, detached state, log-softmax over all words, mean loss, clip, plain descent
+    def bare() -> None:  # a step of the example: batch, detached state, log-softmax over all words, mean loss, clip, plain descent
         nonlocal at, hidden
         for _ in range(steps):
             x, y = (torch.from_numpy(r[:, at : at + T].copy()) for r in rows)
@@ -266,38 +279,21 @@ def loops(V: int, d: int, B: int = 20, T: int = 35, turns: int = 15, steps: int 
                 for p in params: p.add_(p.grad, alpha=-lr)
             at += T
 
-    trainer = Trainer(model, stream, TrainConfig(steps=turns * steps, lr=lr, optimizer="sgd", schedule="constant", clip=clip, log_every=10, device="cpu"), loss=CarriedState())
+    config = TrainConfig(steps=turns * steps, lr=lr, optimizer="sgd", schedule="constant", clip=clip, log_every=10, device="cpu")
+    trainer = Trainer(model, stream, config, loss=CarriedState())
     batches = trainer._stream()
     trainer.model.train()
 
     def ours() -> None:
         for _ in range(steps): trainer._update(batches)
 
-    ms = in_turns({"bare": bare, "ours": ours}, turns)
-    apart = max((a - b).abs().max().item() for a, b in ((embed.weight, model.embed.weight), (rnn.weight_hh_l1, model.layers[1].rnn.weight_hh_l0)))
+    ms = milliseconds({"bare": bare, "ours": ours}, turns - 1)  # and a first turn to warm up
+    pairs = ((embed.weight, model.embed.weight), (rnn.weight_hh_l1, model.layers[1].rnn.weight_hh_l0))
+    apart = max((a - b).abs().max().item() for a, b in pairs)
     assert apart < 1e-4, apart
     speed = {name: B * T * steps / t * 1000 for name, t in ms.items()}
-    return {"vocabulary": V, "width": d, "layers": 2, "B": B, "T": T, "tokens_per_s": speed, "ratio": speed["ours"] / speed["bare"], "weights_apart": apart}
+    return {"vocabulary": V, "width": d, "layers": 2, "B": B, "T": T, "tokens_per_s": speed, "ratio": speed["ours"] / speed["bare"],
+            "weights_apart": apart}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--stories", type=int, default=5000)
-    parser.add_argument("--only", nargs="*", help="measure these (cost, windows, dropout, ngram, rnn, gru, lstm, chinese), and keep what the file says of the others")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    stories, epochs = arguments.stories, 2
-    measures: dict[str, Callable[[], Any]] = {
-        "cost": lambda: {"step": [cost(303, 96, 1), cost(10_000, 200, 2)], "loop": [loops(303, 96), loops(10_000, 200)]},
-        "windows": windows, "dropout": recurrent_dropout, "ngram": lambda: measured_ngram(stories, epochs),
-        **{cell: partial(measured_cell, cell, stories, epochs) for cell in ("rnn", "gru", "lstm")}, "chinese": lambda: measured_chinese(stories, epochs),
-    }  # fmt: skip
-    for name in arguments.only or measures:
-        result = measures[name]() | {"machine": machine("torch", "numpy"), "date": datetime.date.today().isoformat(), "threads": 1}
-        if name == "cost": print(json.dumps(rounded(result["step"] + result["loop"]), indent=1))
-        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}  # read late: another run may have added to it
-        results |= {"command": "OMP_NUM_THREADS=1 python -m benchmarks.recurrent_lm", name: result}
-        RESULTS.write_text(json.dumps(rounded(results), indent=1) + "\n", encoding="utf-8", newline="\n")
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

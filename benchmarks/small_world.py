@@ -2,30 +2,31 @@
 
     python -m benchmarks.small_world
 
-Prints a table and writes benchmarks/results/small_world.json. Everything runs on one core and in plain Python; each time is the best of
-five. A word is what stands between spaces; with punctuation marks counted as words, as the chapter counts them, rates are a fifth higher.
-The aim for writing is 300,000 English words per second.
+Everything runs on one core and in plain Python; each time is the best of five. A word is what stands between spaces; with punctuation marks
+counted as words, as the chapter counts them, rates are a fifth higher. The aim for writing is 300,000 English words per second.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import math
 from collections import deque
-from pathlib import Path
+from dataclasses import replace
 
-from benchmarks.common import best_of, machine
+from benchmarks.common import Benchmark, Option, Settings, best_of, run
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig, expectations
 
-RESULTS = Path(__file__).parent / "results" / "small_world.json"
+AIM = 300_000  # English words per second
 WORLDS = {
     "default": SmallWorldConfig(),
     "small (limit=20)": SmallWorldConfig(limit=20),
     "hard (talk=20, nested=10)": SmallWorldConfig(talk=20, nested=10),
 }
-AIM = 300_000  # English words per second
+BENCHMARK = Benchmark(
+    packages=("numpy",),
+    options=[Option("texts", 5000, 20, "texts in each measurement"), Option("scored", 300, 5, "texts that are scored"),
+             Option("repeats", 5, 1, "runs of which the fastest counts")],
+    facts=lambda settings: {"aim_words_per_s_en": AIM},
+)
 
 
 def measure(config: SmallWorldConfig, n_texts: int, n_scored: int, repeats: int) -> dict[str, float]:
@@ -55,30 +56,17 @@ def measure(config: SmallWorldConfig, n_texts: int, n_scored: int, repeats: int)
         "log_prob_ms_en": score["en"] / n_scored * 1e3,
         "log_prob_ms_zh": score["zh"] / n_scored * 1e3,
         "log_prob_words_per_s_en": scored_words / score["en"],
-        "expectations_s": best_of(2, lambda: expectations(world.grammar)),
+        "expectations_s": best_of(min(2, repeats), lambda: expectations(world.grammar)),
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--texts", type=int, default=5000, help="texts in each measurement")
-    parser.add_argument("--scored", type=int, default=300, help="texts that are scored")
-    parser.add_argument("--repeats", type=int, default=5)
-    args = parser.parse_args()
-    result: dict[str, object] = {
-        "command": f"python -m benchmarks.small_world --texts {args.texts} --scored {args.scored} --repeats {args.repeats}",
-        "date": datetime.date.today().isoformat(), "machine": machine("numpy"), "aim_words_per_s_en": AIM,
-    }  # fmt: skip
-    rows = {name: measure(config, args.texts, args.scored, args.repeats) for name, config in WORLDS.items()}
-    print(f"{'':28}" + "".join(f"{name:>28}" for name in rows))
-    for key in rows["default"]:
-        print(f"{key:28}" + "".join(f"{row[key]:>28,.4g}" if row[key] < 100 else f"{row[key]:>28,.0f}" for row in rows.values()))
+@BENCHMARK.part()
+def worlds(settings: Settings) -> dict[str, dict[str, float]]:
+    configs = {name: replace(config, limit=settings.pick(config.limit, 3)) for name, config in WORLDS.items()}
+    rows = {name: measure(config, settings.texts, settings.scored, settings.repeats) for name, config in configs.items()}
     reached = rows["default"]["words_per_s_en"]
-    print(f"\nEnglish words per second: {reached:,.0f}, aim {AIM:,}: {'reached' if reached >= AIM else 'NOT reached'}")
-    result["worlds"] = {name: {key: float(f"{value:.4g}") for key, value in row.items()} for name, row in rows.items()}
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8", newline="\n")
-    print(f"written: {RESULTS.relative_to(Path(__file__).parent.parent)}")
+    print(f"  English words per second: {reached:,.0f}, aim {AIM:,}: {'reached' if reached >= AIM else 'NOT reached'}")
+    return rows
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

@@ -2,29 +2,23 @@
 
     python -m benchmarks.tokenization --data ../shared/data
 
-Prints tables and writes benchmarks/results/tokenization.json. The data folder is described in its own README; without it, speed is measured
-on Python's documentation and on text of Small World, and the parts that need real text are left out. One thread for everybody; times are the best of some runs.
+The data folder is described in its own README; without it, speed is measured on Python's documentation and on text of Small World only, and
+the parts that need real text are left out. One thread for everybody; times are the best of some runs.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import math
-import os
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from benchmarks.common import best_of, machine, rounded
+from benchmarks.common import Benchmark, Settings, best_of, fastest, in_turns, run, table
 from lmbook.corpora import load_reader, python_docs
-from lmbook.small_world import SmallWorld
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import (
     BPE,
     LONGEST,
@@ -39,54 +33,47 @@ from lmbook.tokenization import (
     spell,
 )
 
-RESULTS = Path(__file__).parent / "results" / "tokenization.json"
-PACKAGES = ("tokenizers", "sentencepiece", "jieba", "torch", "numpy")  # whose versions are noted
 MERGES = 8000
-VOCAB = MERGES + 256 + len(SPECIALS)
 SIZE = 1_000_000  # bytes of text
+BENCHMARK = Benchmark(
+    packages=("tokenizers", "sentencepiece", "jieba", "torch", "numpy"), facts=lambda settings: {"merges": settings.pick(MERGES, 500)},
+)
 
 
-def first(text: str, size: int = SIZE) -> str: return text.encode()[:size].decode(errors="ignore")
+def first(text: str, settings: Settings) -> str: return text.encode()[: settings.pick(SIZE, 20_000)].decode(errors="ignore")
 
 
-def in_turn(runs: dict[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    "The fastest time of each in seconds. They take turns, so that a busy minute of the machine hits all of them."
-    best = dict.fromkeys(runs, math.inf)
-    for _ in range(rounds):
-        for name, run in runs.items(): best[name] = min(best[name], best_of(1, run))
-    return best
-
-
-def hugging_face(texts: Sequence[str]) -> tokenizers.Tokenizer:
+def hugging_face(texts: Sequence[str], vocab_size: int) -> tokenizers.Tokenizer:
     "Train the library's byte-level BPE at our settings."
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = [pre_tokenizers.Split(Regex(p), "isolated") for p in (PATTERN, f"[\\s\\S]{{1,{LONGEST}}}")]
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCAB, min_frequency=2, special_tokens=list(SPECIALS), show_progress=False,
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIALS), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
-def speed(name: str, text: str) -> dict[str, object]:
+def speed_on(name: str, text: str, settings: Settings) -> dict[str, object]:
     "Seconds to learn 8,000 merges on a text, and megabytes a second to encode it, whole and for the first time."
+    V, rounds = settings.pick(MERGES, 500) + 256 + len(SPECIALS), settings.pick(5, 1)
     texts, megabytes = text.split("\n"), len(text.encode()) / 1e6
     lines = [line + "\n" for line in texts]  # what the SentencePiece trainer gets, line breaks aside
-    ours, theirs = BPE.train(lines, VOCAB), hugging_face(lines)
-    pieces = {kind: SentencePieceTokenizer.train(texts, VOCAB, model_type=kind) for kind in ("bpe", "unigram")}
+    ours, theirs = BPE.train(lines, V), hugging_face(lines, V)
+    pieces = {kind: SentencePieceTokenizer.train(texts, V, model_type=kind) for kind in ("bpe", "unigram")}
     same = tokenizers.Tokenizer.from_str(ours.to_bytes().decode())  # our merges in their library
     same.encode_special_tokens = True
     assert same.encode(text).ids == ours.encode(text) and ours.decode(ours.encode(text)) == text
 
     content = ours.to_bytes().decode()
-    learn = in_turn({
-        "ours, BPE": lambda: BPE.train(lines, VOCAB),
-        "tokenizers, BPE": lambda: hugging_face(lines),
-        "SentencePiece, BPE": lambda: SentencePieceTokenizer.train(texts, VOCAB, model_type="bpe"),
-        "SentencePiece, unigram": lambda: SentencePieceTokenizer.train(texts, VOCAB),
-    })
-    encode = in_turn({  # a new tokenizer each time, whose cache is empty; what making it takes is subtracted
+    learn = fastest(in_turns({
+        "ours, BPE": lambda: BPE.train(lines, V),
+        "tokenizers, BPE": lambda: hugging_face(lines, V),
+        "SentencePiece, BPE": lambda: SentencePieceTokenizer.train(texts, V, model_type="bpe"),
+        "SentencePiece, unigram": lambda: SentencePieceTokenizer.train(texts, V),
+    }, rounds, warm_up=False))
+    encode = fastest(in_turns({  # a new tokenizer each time, whose cache is empty; what making it takes is subtracted
         "ours, BPE": lambda: BPE(ours.merges).encode(text),
         "ours, making": lambda: BPE(ours.merges),
         "tokenizers, BPE": lambda: tokenizers.Tokenizer.from_str(content).encode(text),
@@ -95,20 +82,22 @@ def speed(name: str, text: str) -> dict[str, object]:
         "SentencePiece, unigram": lambda: pieces["unigram"].encode(text),
         "ours, again": lambda: ours.encode(text),
         "tokenizers, again": lambda: same.encode(text),
-    })
+    }, rounds, warm_up=False))
     rows = []
     for library, seconds in learn.items():
         who = library.split(",")[0]
-        rows.append({"library": library, "train_s": seconds, "encode_megabytes_per_s": megabytes / (encode[library] - encode.get(f"{who}, making", 0))})
+        encoding = encode[library] - encode.get(f"{who}, making", 0)
+        rows.append({"library": library, "train_s": seconds, "encode_megabytes_per_s": megabytes / encoding})
         if f"{who}, again" in encode: rows[-1]["encode_again_megabytes_per_s"] = megabytes / encode[f"{who}, again"]
     theirs_vocab, our_vocab = set(theirs.get_vocab()), set(ours.vocab)
-    return {"text": name, "bytes": len(text.encode()), "vocab_size": VOCAB, "rows": rows,
+    return {"text": name, "bytes": len(text.encode()), "vocab_size": V, "rows": rows,
             "vocabulary_shared_with_tokenizers": len(our_vocab & theirs_vocab) / len(our_vocab),
             "tokens": {"ours": len(ours.encode(text)), "tokenizers": len(theirs.encode(text).ids),
-                       "SentencePiece, BPE": len(pieces["bpe"].encode(text)), "SentencePiece, unigram": len(pieces["unigram"].encode(text))}}
+                       "SentencePiece, BPE": len(pieces["bpe"].encode(text)),
+                       "SentencePiece, unigram": len(pieces["unigram"].encode(text))}}
 
 
-def chinese(train: list[str], test: list[str], vocab_size: int) -> list[dict[str, object]]:
+def ways_to_cut(train: list[str], test: list[str], vocab_size: int) -> list[dict[str, object]]:
     "The ways to cut Chinese, on held-out text: length, what is unknown, speed, and what an n-gram model pays per character."
     single = Counter(c for text in train for c in text)
     letters = {c for c, n in single.items() if n > 1}  # what occurs once is spelled, so that a model learns what spelling looks like
@@ -116,8 +105,9 @@ def chinese(train: list[str], test: list[str], vocab_size: int) -> list[dict[str
     counts = Counter(word for text in train for word in jieba_words(text))
     frequent = [word for word, n in counts.most_common() if n > 1 and word not in letters]
     words = letters | set(frequent[: max(0, vocab_size - 256 - len(letters))])
-    pieces = {kind: SentencePieceTokenizer.train(train, vocab_size, model_type=kind, character_coverage=coverage) for kind in ("unigram", "bpe")}
-    merges, plain = BPE.train(train, vocab_size), ByteTokenizer()  # its cache is empty: the speed below is that of a text seen for the first time
+    pieces = {kind: SentencePieceTokenizer.train(train, vocab_size, model_type=kind, character_coverage=coverage)
+              for kind in ("unigram", "bpe")}
+    merges, plain = BPE.train(train, vocab_size), ByteTokenizer()  # its cache is empty: the speed below is that of a text seen first
     cut = {
         "characters": (lambda text: spell(text, letters), len(letters) + 256),
         "jieba": (lambda text: spell(jieba_words(text), words), len(words) + 256),
@@ -142,10 +132,31 @@ def chinese(train: list[str], test: list[str], vocab_size: int) -> list[dict[str
     return rows
 
 
-def love(path: Path) -> dict[str, object]:
+def wikipedia(settings: Settings) -> list[str]:
+    [path] = settings.folder("zhwiki").glob("*.txt")
+    return path.read_text(encoding="utf-8").splitlines()
+
+
+@BENCHMARK.part(data=["zhwiki"])
+def chinese(settings: Settings) -> list[dict[str, object]]:
+    paragraphs, out = wikipedia(settings), []
+    random.Random(0).shuffle(paragraphs)
+    cut = len(paragraphs) * 9 // 10
+    for vocab_size in settings.pick((8000, 16000), (700,)):
+        rows = ways_to_cut(paragraphs[:cut], paragraphs[cut:], vocab_size)
+        out.append({"vocab_size": vocab_size, "train_paragraphs": cut, "test_paragraphs": len(paragraphs) - cut,
+                    "test_characters": sum(map(len, paragraphs[cut:])), "rows": rows})
+        print(f"  vocabulary {vocab_size}")
+        table([{key: value for key, value in row.items() if key != "by_order"} for row in rows], "    ")
+    return out
+
+
+@BENCHMARK.part(data=["tatoeba_en_zh"])
+def love(settings: Settings) -> dict[str, object]:
     "Tatoeba's pairs: how the English side puts a sentence with the word 爱 (love), and one with 喜欢 (like)."
     table = {word: Counter() for word in ("爱", "喜欢")}
     seen = set()
+    [path] = settings.folder("tatoeba_en_zh").glob("*.t[sx][vt]")
     for line in path.read_text(encoding="utf-8").splitlines():
         english, chinese, *_ = line.split("\t")
         if chinese in seen: continue
@@ -163,60 +174,21 @@ def love(path: Path) -> dict[str, object]:
             "errors_knowing_the_word": 1 - right / total, "errors_after_merging": 1 - merged / total}
 
 
-def language(data: Path, paragraphs: list[str]) -> dict[str, object]:
-    "The parts that are about language: ways to cut Chinese, and two words that mean love and like."
-    result = {}
-    random.Random(0).shuffle(paragraphs)
-    cut = len(paragraphs) * 9 // 10
-    for vocab_size in (8000, 16000):
-        rows = chinese(paragraphs[:cut], paragraphs[cut:], vocab_size)
-        result.setdefault("chinese", []).append({"vocab_size": vocab_size, "train_paragraphs": cut, "test_paragraphs": len(paragraphs) - cut,
-                                                 "test_characters": sum(map(len, paragraphs[cut:])), "rows": rows})
-        print(f"\nChinese Wikipedia, vocabulary {vocab_size}\n{'way':24}{'ids':>8}{'tokens/char':>13}{'unknown':>9}{'MB/s':>7}{'nats/char':>11}{'order':>7}")
-        for row in rows:
-            print(f"{row['way']:24}{row['vocab_size']:8}{row['tokens_per_character']:13.3f}{row['unknown_share']:9.2%}"
-                  f"{row['megabytes_per_s']:7.2f}{row['nats_per_character']:11.3f}{row['best_order']:7}")
-    [pairs] = (data / "tatoeba_en_zh").glob("*.t[sx][vt]")
-    result["love"] = love(pairs)
-    print("\nlove and like:", result["love"])
-    return result
+@BENCHMARK.part(data=["tinyshakespeare", "zhwiki"])
+def speed(settings: Settings) -> list[dict[str, object]]:
+    shakespeare = (settings.folder("tinyshakespeare") / "input.txt").read_text(encoding="utf-8")
+    texts = {"tinyshakespeare": shakespeare, "Chinese Wikipedia": "\n".join(wikipedia(settings))}
+    return [speed_on(name, first(text, settings), settings) for name, text in texts.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder of the real data sets")
-    parser.add_argument("--only-speed", action="store_true", help="measure speed only, and keep the other results")
-    arguments = parser.parse_args()
-    data = arguments.data
-    os.environ["TOKENIZERS_PARALLELISM"], os.environ["RAYON_NUM_THREADS"] = "false", "1"
-    before = json.loads(RESULTS.read_text(encoding="utf-8")) if arguments.only_speed else {}
-    result: dict[str, object] = before | {
-        "date": datetime.date.today().isoformat(), "command": "python -m benchmarks.tokenization --data ../shared/data", "machine": machine(*PACKAGES), "threads": 1,
-        "merges": MERGES}
-    real = data is not None and data.is_dir()
-    if not real:
-        print("no data: give --data to measure on real text; the file of results is left as it is")
-        # Small World alone has too few words for 8,000 merges in English
-        own = {"en": [*(r["text"] for r in python_docs()), *(d.text("en") for d in load_reader())], "zh": []}
-        names = {"en": "documentation, reader, Small World", "zh": "Small World in Chinese"}
-        texts = {names[lang]: first("\n".join([*own[lang], *SmallWorld().texts("train", lang, 4000)])) for lang in own}
-    else:
-        texts = {"tinyshakespeare": first((data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8"))}
-        [wiki] = (data / "zhwiki").glob("*.txt")
-        paragraphs = wiki.read_text(encoding="utf-8").splitlines()
-        texts["Chinese Wikipedia"] = first("\n".join(paragraphs))
-        if not arguments.only_speed: result |= language(data, paragraphs)
-    result["speed"] = [speed(name, text) for name, text in texts.items()]
-    for part in result["speed"]:
-        print(f"\n{part['text']}, {part['bytes']:,} bytes, {MERGES:,} merges\n{'':24}{'learn, s':>10}{'encode, MB/s':>14}{'again':>8}")
-        for row in part["rows"]:
-            again = f"{row['encode_again_megabytes_per_s']:8.1f}" if "encode_again_megabytes_per_s" in row else ""
-            print(f"{row['library']:24}{row['train_s']:10.2f}{row['encode_megabytes_per_s']:14.2f}{again}")
-        print(f"vocabulary shared with tokenizers: {part['vocabulary_shared_with_tokenizers']:.1%}; tokens: {part['tokens']}")
-    if not real: return
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    print(f"\nwritten: {RESULTS.relative_to(Path(__file__).parent.parent)}")
+@BENCHMARK.part()
+def speed_without_data(settings: Settings) -> list[dict[str, object]]:
+    "The same on text of ours. Small World alone has too few words for 8,000 merges in English."
+    own = {"en": [*(r["text"] for r in python_docs()), *(d.text("en") for d in load_reader())], "zh": []}
+    names = {"en": "documentation, reader, Small World", "zh": "Small World in Chinese"}
+    world = SmallWorld(SmallWorldConfig(limit=settings.pick(None, 3)))
+    texts = {names[lang]: "\n".join([*own[lang], *world.texts("train", lang, settings.pick(4000, 80))]) for lang in own}
+    return [speed_on(name, first(text, settings), settings) for name, text in texts.items()]
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": run(__file__)

@@ -2,24 +2,21 @@
 
     python -m benchmarks.training --kills 200
 
-Prints a table and writes benchmarks/results/training.json. Overhead: two copies of a model are trained on the same ready batches with the same settings (AdamW, clipping, a cosine with warm-up, a line of JSON
-every ten steps), one by a bare loop, one by the Trainer, a few steps of the one and a few of the other in turns, on one thread. Given is the median
-over the turns of the ratio of their times, with its standard error, by the clock and by the processor's time. The tiny model has next to nothing
-to compute: it shows what a step of the loop costs by itself.
+Overhead: two copies of a model are trained on the same ready batches with the same settings (AdamW, clipping, a cosine with warm-up, a line
+of JSON every ten steps), one by a bare loop, one by the Trainer, a few steps of the one and a few of the other in turns, on one thread.
+Given is the median over the turns of the ratio of their times, with its standard error, by the clock and by the processor's time. The tiny
+model has next to nothing to compute: it shows what a step of the loop costs by itself.
 Kills: a small run (dropout, shuffled data, accumulation, schedule, patience, a checkpoint at every step) is killed with SIGKILL at a random
 moment, started again, and so on until it ends; its weights and history are compared with those of a run that nobody touched.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import hashlib
 import importlib
 import json
 import math
 import multiprocessing
-import os
 import random
 import statistics
 import sys
@@ -33,12 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import machine, rounded
+from benchmarks.common import Benchmark, Option, Settings, run
 from lmbook.optimizers import AdamW, clip_gradients, cosine, parameter_groups
 from lmbook.training import Examples, JsonLog, TokenStream, TrainConfig, Trainer, latest, seed_everything
 
-RESULTS = Path(__file__).parent / "results" / "training.json"
 LR, WARMUP = 1e-3, 5
+BENCHMARK = Benchmark(
+    packages=("torch", "safetensors", "numpy"),
+    options=[Option("kills", 200, 1, "how many kills"),
+             Option("turns", 150, 2, "turns for the overhead")],
+)
 
 
 class WordModel(nn.Module):
@@ -66,7 +67,7 @@ def since(start: Times) -> Times: return tuple(b - a for a, b in zip(start, now(
 def bare_loop(model: nn.Module, batches: list, log: Path) -> Iterator[None]: # stops after each step
     "What one would write by hand."
     optimizer, total = AdamW(parameter_groups(model, 0.1), lr=LR), len(batches)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]  # in the order of the Trainer's: the same norm to the last bit
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]  # in the Trainer's order: the same norm to the last bit
     model.train()
     running, counted = torch.zeros(()), 0
     for step, batch in enumerate(batches):
@@ -84,7 +85,7 @@ def bare_loop(model: nn.Module, batches: list, log: Path) -> Iterator[None]: # s
         yield
 
 
-def overhead(name: str, shape: tuple[int, int, int, int], rows: int, length: int, block: int, turns: int) -> dict[str, object]:
+def one_overhead(name: str, shape: tuple[int, int, int, int], rows: int, length: int, block: int, turns: int) -> dict[str, object]:
     "The Trainer against the bare loop, `block` steps (a multiple of ten logs alike) of each in turns."
     steps = block * (turns + 1)  # the first turn warms up
     tokens = np.random.default_rng(0).integers(0, shape[0], rows * length * 20 + 1)
@@ -117,7 +118,8 @@ def overhead(name: str, shape: tuple[int, int, int, int], rows: int, length: int
         return 1.25 * (high - low) / 1.35 / math.sqrt(len(ratios))
 
     return {
-        "model": name, "parameters": sum(p.numel() for p in mine.parameters()), "tokens_per_step": rows * length, "steps_a_turn": block, "turns": turns,
+        "model": name, "parameters": sum(p.numel() for p in mine.parameters()), "tokens_per_step": rows * length,
+        "steps_a_turn": block, "turns": turns,
         "bare_ms_per_step": 1e3 * statistics.median(a for a, _ in bare[1:]) / block,
         "trainer_ms_per_step": 1e3 * statistics.median(b for b, _ in ours[1:]) / block,
         "overhead": statistics.median(clock) - 1, "standard_error": error(clock),
@@ -128,7 +130,7 @@ def overhead(name: str, shape: tuple[int, int, int, int], rows: int, length: int
 # ---------------------------------------------------------------- kills
 
 
-def child(folder: str, seed: int, result: str) -> None:
+def child(folder: str, seed: int, result: str, steps: int) -> None:
     "The run that is killed: everything on that has a state. It writes a fingerprint of its final weights and history."
     torch.set_num_threads(1)
     seed_everything(seed)
@@ -136,15 +138,15 @@ def child(folder: str, seed: int, result: str) -> None:
     data = Examples([rng.integers(1, 40, n).tolist() for n in rng.integers(3, 20, 300)], batch_size=8, sort=4, seed=seed)
     aside = Examples([rng.integers(1, 40, n).tolist() for n in rng.integers(3, 20, 40)], batch_size=8, shuffle=False)
     model = nn.Sequential(nn.Embedding(40, 16), nn.Dropout(0.3), nn.Linear(16, 40))
-    config = TrainConfig(steps=150, lr=1e-2, warmup=10, weight_decay=0.1, accumulate=2, eval_every=10, patience=50, save_every=1, log_every=3, seed=seed,
-                         device="cpu")  # fmt: skip
+    config = TrainConfig(steps=steps, lr=1e-2, warmup=10, weight_decay=0.1, accumulate=2, eval_every=10, patience=50, save_every=1,
+                         log_every=3, seed=seed, device="cpu")
     history = Trainer(model, data, config, evaluate=aside, folder=folder).fit()
     weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
-    fingerprint = hashlib.sha256(weights + repr((history.rows, history.best, history.best_step, history.waiting, history.stopped)).encode()).hexdigest()
-    Path(result).write_text(fingerprint, encoding="utf-8")
+    state = repr((history.rows, history.best, history.best_step, history.waiting, history.stopped))
+    Path(result).write_text(hashlib.sha256(weights + state.encode()).hexdigest(), encoding="utf-8")
 
 
-def kills(wanted: int, seed: int = 0) -> dict[str, object]:
+def kills(wanted: int, seed: int = 0, steps: int = 150) -> dict[str, object]:
     "Kill runs at random moments until so many kills have hit; compare each run with one that was left alone."
     # a forked process need not import torch again, so nearly all of its life is training; elsewhere each starts anew
     processes = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
@@ -153,14 +155,15 @@ def kills(wanted: int, seed: int = 0) -> dict[str, object]:
     while done < wanted:
         with tempfile.TemporaryDirectory() as scratch:
             folder, mine, others = (str(Path(scratch, name)) for name in ("run", "mine", "others"))
-            untouched = processes.Process(target=child, args=(str(Path(scratch, "untouched")), runs, others))
+            untouched = processes.Process(target=child, args=(str(Path(scratch, "untouched")), runs, others, steps))
             untouched.start()
             untouched.join()
             while not Path(mine).exists():
                 before, began = latest(folder).step, time.monotonic()
-                process = processes.Process(target=child, args=(folder, runs, mine))
+                process = processes.Process(target=child, args=(folder, runs, mine, steps))
                 process.start()
-                while process.is_alive() and latest(folder).step == before and time.monotonic() - began < 60: time.sleep(0.001)  # until it is under way
+                while process.is_alive() and latest(folder).step == before and time.monotonic() - began < 60:  # until it is under way
+                    time.sleep(0.001)
                 process.join(rng.uniform(0, 0.4))
                 if process.is_alive():
                     process.kill()
@@ -169,34 +172,23 @@ def kills(wanted: int, seed: int = 0) -> dict[str, object]:
                 process.join()
                 if process.exitcode not in (0, -9, 1): raise SystemExit(f"a run ended with {process.exitcode}")
             runs, equal = runs + 1, equal + (Path(mine).read_text(encoding="utf-8") == Path(others).read_text(encoding="utf-8"))
-            print(f"{done} kills, {runs} runs ended, {equal} of them equal", flush=True)
+            print(f"  {done} kills, {runs} runs ended, {equal} of them equal", flush=True)
     return {"kills": done, "runs": runs, "equal": equal, "in_the_middle_of_writing": half, "median_step": statistics.median(at)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200, help="how many kills (0: leave those of the last time)")
-    parser.add_argument("--turns", type=int, default=150, help="turns for the overhead (0: leave those of the last time)")
-    arguments = parser.parse_args()
-    if arguments.kills: killed = kills(arguments.kills)  # first: a process that has computed gradients is not one to be forked
-    torch.set_num_threads(1)
-    os.environ["TQDM_DISABLE"] = "1"
-    result = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    result |= {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.training --kills 200", "threads": 1,
-               "machine": machine("torch", "safetensors", "numpy")}  # fmt: skip
-    if arguments.turns:
-        result["overhead"] = [overhead("tiny", (60, 2, 8, 16), 2, 4, 10, 2 * arguments.turns),
-                              overhead("small", (600, 4, 64, 128), 8, 32, 10, arguments.turns),
-                              overhead("middling", (3000, 4, 128, 512), 8, 64, 2, arguments.turns)]  # fmt: skip
-        print(f"{'model':10}{'parameters':>12}{'bare ms/step':>14}{'Trainer':>10}{'overhead':>10}{'error':>8}{'processor':>11}{'error':>8}")
-        for row in result["overhead"]:
-            print(f"{row['model']:10}{row['parameters']:12,}{row['bare_ms_per_step']:14.3f}{row['trainer_ms_per_step']:10.3f}{row['overhead']:10.2%}"
-                  f"{row['standard_error']:8.2%}{row['overhead_processor']:11.2%}{row['standard_error_processor']:8.2%}")
-    if arguments.kills: result["kills"] = killed
-    print(result.get("kills", ""))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rounded(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
-    print(f"written: {RESULTS.relative_to(Path(__file__).parent.parent)}")
+# ---------------------------------------------------------------- the parts
 
 
-if __name__ == "__main__": main()
+@BENCHMARK.part("kills")  # first: a process that has computed gradients is not one to be forked
+def killed(settings: Settings) -> dict[str, object]:
+    return kills(settings.kills, steps=settings.pick(150, 20))
+
+
+@BENCHMARK.part()
+def overhead(settings: Settings) -> list[dict[str, object]]:
+    return [one_overhead("tiny", (60, 2, 8, 16), 2, 4, 10, 2 * settings.turns),
+            one_overhead("small", (600, 4, 64, 128), 8, 32, 10, settings.turns),
+            one_overhead("middling", (3000, 4, 128, 512), 8, 64, 2, settings.turns)]
+
+
+if __name__ == "__main__": run(__file__)

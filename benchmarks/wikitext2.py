@@ -1,19 +1,18 @@
-"""An LSTM on a small split of WikiText-2 in the time that PyTorch's example takes for its own: the recipe, the curve, and what a cache adds.
+"""An LSTM on a small split of WikiText-2 in the time that PyTorch's example takes: the recipe, the curve, and what a cache adds.
 
     python -m benchmarks.wikitext2 --data ../shared/data
 
-Prints the curve and a table and writes benchmarks/results/wikitext2.json. Training file, words, vocabulary and split are those of the reference (data/README.md):
-every word of the three files is in the vocabulary, and every token of the test file is scored once, the state carried from its first to its last.
-A third of the vocabulary never occurs in the training file. The model has one output for all of these words, whose probability they share equally, and learns
-what it is worth from words that occur once, half of which are hidden in each epoch. All settings were chosen on the validation file.
-The cache (Grave, Joulin and Usunier 2017) remembers the states of the last words and what followed them; its three numbers are chosen on the validation file, too.
+Training file, words, vocabulary and split are those of the reference (data/README.md): every word of the three files is in the vocabulary,
+and every token of the test file is scored once, the state carried from its first to its last. A third of the vocabulary never occurs in the
+training file. The model has one output for all of these words, whose probability they share equally, and learns what it is worth from words
+that occur once, half of which are hidden in each epoch.
+All settings were chosen on the validation file. Training is in bfloat16, which PyTorch's LSTM refuses on processors without AVX-512.
+The cache (Grave, Joulin and Usunier 2017) remembers the states of the last words and what followed them; its three numbers are chosen on
+the validation file, too.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
 import math
 import time
 from collections import Counter
@@ -25,35 +24,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.common import best_of, machine, rounded
+from benchmarks.common import Benchmark, Option, Settings, best_of, run
 from lmbook.bilstm import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
 from lmbook.training import Batch, TokenStream, TrainConfig, Trainer, seed_everything
 
-RESULTS = Path(__file__).parent / "results" / "wikitext2.json"
-REFERENCE = {"model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6}  # data/README.md
+REFERENCE = {  # data/README.md
+    "model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6,
+}
 MODEL = {"d_embed": 256, "d_hidden": 256, "layers": 1, "dropout_words": .1, "dropout_in": .5, "dropout_out": .5, "weight_drop": .4}
 TRAIN = {"lr": 6e-3, "warmup": 100, "clip": 1., "weight_decay": 1e-5}
 ROWS, LENGTH, EPOCHS, HIDDEN = 32, 48, 12, .5
+BENCHMARK = Benchmark(
+    packages=("torch", "numpy"), seeds=2, threads=2,
+    options=[Option("epochs", EPOCHS, 1),
+             Option("check", 30_000, 400, "words of the validation file that are read for the curve and the cache")],
+    facts=lambda settings: {"reference": REFERENCE},
+)
 
 
 class Text:
     "The three files as ids: the words of the training file by frequency, then one id for all others."
 
     def __init__(self, folder: Path):
-        files = {name: [word for line in (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines() for word in [*line.split(), "<eos>"]]
-                 for name in ("train", "valid", "test")}
+        lines = {name: (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines() for name in ("train", "valid", "test")}
+        files = {name: [word for line in part for word in [*line.split(), "<eos>"]] for name, part in lines.items()}
         counts = Counter(files["train"])
         known = {word: i for i, (word, _) in enumerate(counts.most_common())}
         self.unseen, self.counts = len(known), np.array([*sorted(counts.values(), reverse=True), 0])
         new = {word: self.unseen + i for i, word in enumerate(sorted({*files["valid"], *files["test"]} - set(known)))}
         self.sharing = len(new)  # words that share the last id
-        self.words = {name: np.array([known.get(w, new.get(w)) for w in file]) for name, file in files.items()}  # ids that tell all words apart
+        ids = known | new  # they tell all words apart
+        self.words = {name: np.array([ids[word] for word in file]) for name, file in files.items()}
         self.ids = {name: np.minimum(row, self.unseen) for name, row in self.words.items()}
 
 
 class Reading(TokenStream):
-    "The training text as contiguous rows. Each epoch begins somewhere else, and hides some of the words that occur once behind the id of unseen words."
+    "The training text as contiguous rows. Each epoch begins somewhere else, and hides some words that occur once as unseen ones."
 
     def __init__(self, text: Text, seed: int):
         self.text = text
@@ -62,7 +69,8 @@ class Reading(TokenStream):
     def plan(self, epoch: int) -> list:
         rng = np.random.default_rng([self.seed, epoch])
         hide = (self.text.counts == 1) & (rng.random(len(self.text.counts)) < HIDDEN)
-        tokens = np.roll(np.where(hide[self.text.ids["train"]], self.text.unseen, self.text.ids["train"]), rng.integers(len(self.text.ids["train"])))
+        ids = self.text.ids["train"]
+        tokens = np.roll(np.where(hide[ids], self.text.unseen, ids), rng.integers(len(ids)))
         return [(tokens, item) for item in super().plan(epoch)]
 
     def make(self, item: Any) -> Batch:
@@ -71,13 +79,15 @@ class Reading(TokenStream):
 
 
 class Halved(CarriedState):
-    "A CarriedState that leaves the scores in bfloat16. They are most of the work: so a step takes about two thirds of the time, and each word's loss is right to a hundredth or so."
+    """A CarriedState that leaves the scores in bfloat16. They are most of the work: so a step takes about two thirds of the time,
+    and each word's loss is right to a hundredth or so."""
 
     def __call__(self, model: RecurrentLM, batch: Batch) -> tuple[Tensor, int]:
         x, after = model.features(batch.ids, self.states["train"] if batch.carry else None)
         self.states["train"] = tuple(map(detach_state, after))
         scores = model.out(x).flatten(0, 1)
-        with torch.autocast(scores.device.type, enabled=False): losses = F.cross_entropy(scores, batch.targets.flatten(), reduction="none")
+        with torch.autocast(scores.device.type, enabled=False):
+            losses = F.cross_entropy(scores, batch.targets.flatten(), reduction="none")
         return losses.float().sum(), batch.tokens
 
 
@@ -91,8 +101,8 @@ def build(text: Text) -> RecurrentLM:
 
 
 @torch.no_grad()
-def read(model: RecurrentLM, ids: np.ndarray, rows: int = 1) -> tuple[Tensor, Tensor]: # (N, D) what the last layer says before each word but the first, and these words
-    "Read a text with the state carried, in float32, evaluation mode."
+def read(model: RecurrentLM, ids: np.ndarray, rows: int = 1) -> tuple[Tensor, Tensor]:
+    "(N, D) what the last layer says before each word but the first, and these words: with the state carried, in float32, evaluation mode."
     length = len(ids) // rows
     table = torch.from_numpy(ids[: rows * length].reshape(rows, length))
     model.eval()
@@ -128,9 +138,10 @@ def mixed(log_p: Tensor, cache: Tensor, share: float) -> float: # perplexity
     return math.exp(-((1 - share) * log_p.exp() + share * cache).log().double().mean())
 
 
-def run(text: Text, seed: int, epochs: int, check: int) -> tuple[RecurrentLM, dict]:
+def one_training(text: Text, seed: int, settings: Settings) -> tuple[RecurrentLM, dict]:
     "One training, and the test, by the clock."
     seed_everything(seed)
+    epochs, check = settings.epochs, settings.check
     start, curve = time.perf_counter(), []
     model, stream = build(text), Reading(text, seed)
 
@@ -138,19 +149,24 @@ def run(text: Text, seed: int, epochs: int, check: int) -> tuple[RecurrentLM, di
         x, targets = read(model, text.ids["valid"][:check], rows=20)
         loss = -scores(model, x, targets, text).double().mean().item()
         curve.append({"seconds": time.perf_counter() - start, "valid": math.exp(loss)})
-        print(f"seed {seed}: {curve[-1]['seconds']:5.0f} s, validation perplexity {curve[-1]['valid']:.1f} (first {check:,} words)", flush=True)
+        print(f"  seed {seed}: {curve[-1]['seconds']:5.0f} s, validation perplexity {curve[-1]['valid']:.1f} (first {check:,} words)",
+              flush=True)
         return loss
 
-    config = TrainConfig(epochs=epochs, dtype="bfloat16", eval_every=2 * len(stream), log_every=100, seed=seed, deterministic=False, **TRAIN)
+    dtype = settings.pick("bfloat16", "float32")  # not every processor has an LSTM in bfloat16, and a dry run is for all of them
+    config = TrainConfig(epochs=epochs, dtype=dtype, eval_every=2 * len(stream), log_every=100, seed=seed, deterministic=False,
+                         **TRAIN | {"warmup": settings.pick(TRAIN["warmup"], 1)})
     history = Trainer(model, stream, config, loss=Halved(), evaluate=valid).fit()
     trained = time.perf_counter() - start
     x, targets = read(model, text.ids["test"])
     log_p = scores(model, x, targets, text)
     seconds = time.perf_counter() - start
     tokens = epochs * len(text.ids["train"])
-    result = {"seed": seed, "seconds": seconds, "seconds_of_training": trained, "tokens_per_s": tokens / trained, "perplexity": math.exp(-log_p.double().mean()),
-              "training_perplexity": math.exp(history.rows[-2]["loss"]) if "loss" in history.rows[-2] else None, "curve": curve}
-    print(f"seed {seed}: {seconds:.0f} s, test perplexity {result['perplexity']:.1f}", flush=True)
+    before_last = history.rows[-2] if len(history.rows) > 1 else {}
+    result = {"seed": seed, "seconds": seconds, "seconds_of_training": trained, "tokens_per_s": tokens / trained,
+              "perplexity": math.exp(-log_p.double().mean()),
+              "training_perplexity": math.exp(before_last["loss"]) if "loss" in before_last else None, "curve": curve}
+    print(f"  seed {seed}: {seconds:.0f} s, test perplexity {result['perplexity']:.1f}", flush=True)
     return model, result
 
 
@@ -168,38 +184,46 @@ def with_cache(model: RecurrentLM, text: Text, check: int) -> dict:
     x, targets = read(model, text.ids["test"])
     log_p = scores(model, x, targets, text, bias)
     cache = cached(x, torch.from_numpy(text.words["test"][1:]), sharpness, 3000)
-    return {"bias": bias, "sharpness": sharpness, "share": share, "size": 3000, "valid": perplexity, "test": mixed(log_p, cache, share), "test_without": math.exp(-log_p.double().mean())}
+    return {"bias": bias, "sharpness": sharpness, "share": share, "size": 3000, "valid": perplexity, "test": mixed(log_p, cache, share),
+            "test_without": math.exp(-log_p.double().mean())}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="the folder that holds wikitext2/")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--check", type=int, default=30_000, help="words of the validation file that are read for the curve and the cache")
-    parser.add_argument("--dry", action="store_true", help="write nothing")
-    args = parser.parse_args()
-    folder = args.data / "wikitext2"
-    if not folder.is_dir(): raise SystemExit(f"There is no folder {folder}. Pass --data, the folder that holds wikitext2/.")
-    text = Text(folder)
-    made = machine("torch", "numpy")
-    a = torch.randn(2048, 2048)
-    made["matrix_product_gflops"] = 2 * 2048**3 / best_of(5, lambda: a @ a) / 1e9
-    runs = []
-    for seed in range(args.seeds):
-        model, result = run(text, seed, args.epochs, args.check)
-        result["cache"] = with_cache(model, text, args.check)
-        print(f"seed {seed}: with a cache {result['cache']['test']:.1f}", flush=True)
-        runs.append(result)
-    print(f"\n{'':44}{'seconds':>9}{'test perplexity':>17}")
-    print(f"{REFERENCE['model'][:43]:44}{REFERENCE['seconds']:>9}{REFERENCE['perplexity']:>17}   (measured on a machine of this size)")
-    for r in runs: print(f"{'this recipe, seed ' + str(r['seed']):44}{r['seconds']:>9.0f}{r['perplexity']:>17.1f}   with a cache {r['cache']['test']:.1f}")
-    report = {"date": datetime.date.today().isoformat(), "command": "python -m benchmarks.wikitext2 --data ../shared/data", "machine": made,
-              "recipe": {"model": MODEL, "train": TRAIN, "rows": ROWS, "length": LENGTH, "epochs": args.epochs, "hidden": HIDDEN, "dtype": "bfloat16",
-                         "parameters": sum(p.numel() for p in model.parameters())},
-              "vocabulary": {"words": text.unseen + text.sharing, "unseen_in_training": text.sharing, "unseen_share_of_test": float((text.ids["test"] == text.unseen).mean())},
-              "reference": REFERENCE, "runs": runs}
-    if not args.dry: RESULTS.write_text(json.dumps(rounded(report), indent=1) + "\n", encoding="utf-8", newline="\n")
+# ---------------------------------------------------------------- the parts
 
 
-if __name__ == "__main__": main()
+@BENCHMARK.part(data=["wikitext2"])
+def recipe(settings: Settings) -> dict:
+    model = build(Text(settings.folder("wikitext2")))
+    return {"model": MODEL, "train": TRAIN, "rows": ROWS, "length": LENGTH, "epochs": settings.epochs, "hidden": HIDDEN,
+            "dtype": "bfloat16", "parameters": sum(p.numel() for p in model.parameters())}
+
+
+@BENCHMARK.part(data=["wikitext2"])
+def vocabulary(settings: Settings) -> dict:
+    text = Text(settings.folder("wikitext2"))
+    return {"words": text.unseen + text.sharing, "unseen_in_training": text.sharing,
+            "unseen_share_of_test": float((text.ids["test"] == text.unseen).mean())}
+
+
+@BENCHMARK.part()
+def matrix_product_gflops(settings: Settings) -> float:
+    "What this machine can do at all."
+    a = torch.randn(settings.pick(2048, 64), settings.pick(2048, 64))
+    return 2 * len(a) ** 3 / best_of(settings.pick(5, 1), lambda: a @ a) / 1e9
+
+
+@BENCHMARK.part(data=["wikitext2"])
+def runs(settings: Settings) -> list[dict]:
+    text, out = Text(settings.folder("wikitext2")), []
+    for seed in range(settings.seeds):
+        model, result = one_training(text, seed, settings)
+        out.append(result | {"cache": with_cache(model, text, settings.check)})
+    print(f"  {'':44}{'seconds':>9}{'test perplexity':>17}")
+    print(f"  {REFERENCE['model'][:43]:44}{REFERENCE['seconds']:>9}{REFERENCE['perplexity']:>17}   (measured on a machine of this size)")
+    for r in out:
+        name, cache = f"this recipe, seed {r['seed']}", r["cache"]["test"]
+        print(f"  {name:44}{r['seconds']:>9.0f}{r['perplexity']:>17.1f}   with a cache {cache:.1f}")
+    return out
+
+
+if __name__ == "__main__": run(__file__)

@@ -1,0 +1,101 @@
+"""Small made-up data sets for dry runs: text of Small World under the names and in the formats of the real files."""
+
+from __future__ import annotations
+
+import bz2
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+
+Write = Callable[[Path], None]
+
+
+def stories(n: int, lang: str = "en", split: str = "train", limit: int | None = 3) -> list[str]:
+    return list(SmallWorld(SmallWorldConfig(limit=limit)).texts(split, lang, n=n))
+
+
+def words(text: str) -> list[str]: return WORD.findall(text)
+
+
+def write(path: Path, text: str) -> None: path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def tinyshakespeare(folder: Path) -> None: write(folder / "input.txt", "\n".join(stories(60, limit=None)))
+
+
+def wikitext2(folder: Path) -> None:
+    for split, n in (("train", 60), ("valid", 12), ("test", 12)):
+        write(folder / f"{split}.txt", "".join(" ".join(words(text)) + "\n" for text in stories(n, split=split)))
+
+
+def enwiki_dump(folder: Path) -> None:
+    "Twelve articles of a long paragraph each, and a page that is none."
+    texts = stories(60)
+    articles = {f"Article {i}": " ".join(texts[5 * i : 5 * i + 5]) for i in range(12)}
+    page = "<page><title>{}</title><ns>{}</ns><id>{}</id><revision><id>1</id><text>{}</text></revision></page>"
+    pages = [page.format(title, 0, i, text) for i, (title, text) in enumerate(articles.items(), 1)]
+    pages.append(page.format("Talk:Article 1", 1, 99, "Well."))
+    xml = f'<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.10/" xml:lang="en">{"".join(pages)}</mediawiki>'
+    (folder / "made-up.xml.bz2").write_bytes(bz2.compress(xml.encode()))
+    write(folder / "enwiki96.txt", "".join(f"= {title} =\n\n{text}\n\n" for title, text in articles.items()))
+
+
+def squad(folder: Path) -> None:
+    write(folder / "made-up.json", json.dumps({"data": [{"paragraphs": [{"context": text} for text in stories(20, split="valid")]}]}))
+
+
+def zhwiki(folder: Path) -> None: write(folder / "zhwiki_contexts.txt", "\n".join(stories(80, "zh")) + "\n")
+
+
+def chinese_poetry(folder: Path) -> None:
+    write(folder / "tang_shi_10k.txt", "".join(f"Poem {i}\nNobody\n{text}\n\n" for i, text in enumerate(stories(12, "zh"))))
+
+
+def tatoeba_en_zh(folder: Path) -> None:
+    "Sentences of Small World, and two pairs with the words for love and like."
+    world = SmallWorld(SmallWorldConfig(limit=3))
+    pairs = dict(pair for document in world.documents("train", 60) for pair in document.sentences)
+    pairs |= {"He loves cats.": "他爱猫。", "I like it.": "我喜欢它。"}
+    write(folder / "made-up.tsv", "".join(f"{english}\t{chinese}\tmade up\n" for english, chinese in pairs.items()))
+
+
+def sib200(folder: Path) -> None:
+    for lang, name in (("en", "eng_Latn"), ("zh", "zho_Hans")):
+        (folder / name).mkdir()
+        for split, n in (("train", 30), ("dev", 12), ("test", 12)):
+            rows = zip(itertools.cycle(("sports", "travel", "health")), stories(n, lang, {"dev": "valid"}.get(split, split)))
+            write(folder / name / f"{split}.tsv",
+                  "index_id\tcategory\ttext\n" + "".join(f"{i}\t{label}\t{text}\n" for i, (label, text) in enumerate(rows)))
+
+
+def word_similarity(folder: Path) -> None:
+    "Pairs and analogies of the most frequent words. The numbers mean nothing."
+    counts = Counter(word.lower() for text in stories(60) for word in words(text) if word.isalpha())
+    top = [word for word, _ in counts.most_common(16)]
+    rows = "".join(f"{a}\t{b}\t{n % 7}\n" for n, (a, b) in enumerate(itertools.combinations(top, 2)))
+    for file in ("wordsim353.tsv", "simlex999.txt"): write(folder / file, "# Word 1\tWord 2\tmean\n" + rows)
+    write(folder / "questions-words.txt", ": made-up\n" + "".join(" ".join(top[i : i + 4]) + "\n" for i in range(12)))
+
+
+def wnut17(folder: Path) -> None:
+    "Each word with a capital letter is the name of a person."
+    for split, n, file in (("train", 20, "wnut17train.conll"), ("valid", 5, "emerging.dev.conll"), ("test", 5, "emerging.test.annotated")):
+        lines = []
+        for text in stories(n, split=split): lines += [f"{word}\t{'B-person' if word.istitle() else 'O'}" for word in words(text)] + [""]
+        write(folder / file, "\n".join(lines) + "\n")
+
+
+SETS: dict[str, Write] = {
+    make.__name__: make
+    for make in (tinyshakespeare, wikitext2, enwiki_dump, squad, zhwiki, chinese_poetry, tatoeba_en_zh, sib200, word_similarity, wnut17)
+}
+
+
+def make(name: str, folder: Path) -> None:
+    "Write the made-up version of a data set into a new folder."
+    folder.mkdir()
+    SETS[name](folder)
