@@ -419,7 +419,7 @@ class Drawing:
         self.parts.append(("grid", title))
         return Box(x, y, m * cell, n * cell, outline)
 
-# %% ../nbs/01_core.ipynb #5bb644e46f
+# %% ../nbs/01_core.ipynb #602a0de1ef
 @dataclass(frozen=True)
 class Measured:
     "What a benchmark found, once. Indexing gives its results; shown, it is a badge: when, on what, by which command."
@@ -432,7 +432,8 @@ class Measured:
         return self.facts[key]
 
     def _lines(self) -> list[str]:
-        parts = [p for p in (self.facts, *self.facts.values()) if isinstance(p, Mapping)]  # parts may have been measured one by one
+        groups = (self.facts, *self.facts.values(), *self.facts.get("measured", {}).values())  # parts may have been measured one by one
+        parts = [part for part in groups if isinstance(part, Mapping)]
         dates = sorted({p["date"] for p in parts if "date" in p})
         machine: Mapping[str, Any] = next((p["machine"] for p in parts if "machine" in p), {})
         packages = [f"{name} {number}" for name, number in machine.get("packages", {}).items()]

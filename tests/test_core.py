@@ -337,5 +337,8 @@ def test_results_that_are_not_there(tmp_path, monkeypatch):
     with pytest.raises(LmbookError, match="Did you mean 'kettle'"): measured_once("kettel", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LmbookError, match="come with the book's repository"): measured_once("nothing_of_the_kind")
+    parts = {"a": {"date": "2026-01-02", "machine": {"cores": 1}}, "b": {"date": "2026-03-04"}}
+    write_whole(tmp_path / "parts.json", json.dumps({"date": "2026-03-04", "measured": parts, "a": 1, "b": [2]}))
+    assert "2026-01-02 to 2026-03-04\n  1 core\n" in repr(measured_once("parts", tmp_path))
     (tmp_path / "evil.json").write_text(json.dumps({"date": "<b>", "command": "<script>"}))
     assert "<script>" not in measured_once("evil", tmp_path)._repr_html_()
