@@ -26,22 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import machine, rounded
-from lmbook.bilstm import (
-    GRUCell,
-    LSTMCell,
-    Recurrent,
-    RecurrentConfig,
-    RNNCell,
-    TaggedSentences,
-    Tagger,
-    TaggerConfig,
-    bio_spans,
-    tag_loss,
-    unroll,
-)
+from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, bio_spans, tag_loss
+from lmbook.core import evaluating, write_whole
+from lmbook.recurrent import GRUCell, LSTMCell, Recurrent, RecurrentConfig, RNNCell, unroll
 from lmbook.small_world import WORD, SmallWorld
-from lmbook.tokenization import write_whole
-from lmbook.training import TrainConfig, Trainer, evaluating
+from lmbook.training import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "bilstm.json"
 WNUT = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test": "emerging.test.annotated"}

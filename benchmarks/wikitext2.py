@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import best_of, machine, rounded
-from lmbook.bilstm import detach_state
+from lmbook.recurrent import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
 from lmbook.training import Batch, TokenStream, TrainConfig, Trainer, seed_everything
 
