@@ -34,8 +34,8 @@ from lmbook.attention import (
     online_attention,
     sinusoidal,
 )
-from lmbook.bilstm import Recurrent, RecurrentConfig
 from lmbook.networks import MLP, LayerNorm, MLPConfig, init_weights
+from lmbook.recurrent import Recurrent, RecurrentConfig
 from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 from lmbook.training import Examples, TokenStream, TrainConfig, Trainer

@@ -7,7 +7,7 @@ __all__ = ['POSITIONS', 'AttentionError', 'causal_mask', 'padding_mask', 'segmen
            'AdditiveAttention', 'AttentionDecoder', 'sinusoidal', 'alibi_slopes', 'alibi_bias', 'Rotation', 'Rotary',
            'AttentionConfig', 'Cache', 'Attention', 'LearnedPositions', 'online_attention']
 
-# %% ../nbs/36_attention.ipynb #37bd8c396d
+# %% ../nbs/36_attention.ipynb #9f19db0876
 import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .bilstm import Recurrent, RecurrentConfig
+from .recurrent import Recurrent, RecurrentConfig
 
 # %% ../nbs/36_attention.ipynb #e41fe5e453
 class AttentionError(ValueError):

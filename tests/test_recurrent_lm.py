@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lmbook.bilstm import RecurrentError
 from lmbook.language_models import evaluate
+from lmbook.recurrent import RecurrentError
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
 from lmbook.training import IGNORE, Batch, Examples, TokenStream, TrainConfig, Trainer, TrainingError, load_weights, mean_loss, save_weights
 
@@ -26,7 +26,8 @@ def model(seed: int = 0, **changes) -> RecurrentLM:
     return RecurrentLM(RecurrentLMConfig(**{"vocab_size": V, "d_embed": 8, "d_hidden": 12, "layers": 2, **changes}))
 
 
-def some(B: int = 3, T: int = 17, seed: int = 0) -> torch.Tensor: return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
+def some(B: int = 3, T: int = 17, seed: int = 0) -> torch.Tensor:
+    return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(seed))
 
 
 def flat(states) -> list[torch.Tensor]: return [part for state in states for part in (state if isinstance(state, tuple) else (state,))]
@@ -40,7 +41,8 @@ def flat(states) -> list[torch.Tensor]: return [part for state in states for par
 def test_equal_to_pytorch_with_gradients(cell, tie):
     ours = model(cell=cell, tie=tie, d_embed=12).double()  # equal widths, so that PyTorch can stack both layers in one module
     theirs = CELLS[cell](12, 12, 2, batch_first=True).double()
-    theirs.load_state_dict({name.replace("l0", f"l{i}"): p for i, layer in enumerate(ours.layers) for name, p in layer.rnn.state_dict().items()})
+    weights = [(i, *row) for i, layer in enumerate(ours.layers) for row in layer.rnn.state_dict().items()]
+    theirs.load_state_dict({name.replace("l0", f"l{i}"): p for i, name, p in weights})
     ids = some()
     scores = F.linear(theirs(F.embedding(ids, ours.embed.weight))[0], ours.out.weight, ours.out.bias)
     torch.testing.assert_close(ours(ids), scores, rtol=1e-12, atol=1e-12)
@@ -176,7 +178,8 @@ def test_windows_that_carry_add_up_to_the_whole():
     stream, loss = TokenStream(ids, 2, 13, contiguous=True), CarriedState()
     total = sum(loss(m, batch)[0].item() for batch in stream.read())
     whole = torch.from_numpy(np.stack([ids[:61], ids[60:]]))
-    assert math.isclose(total, F.cross_entropy(m(whole[:, :-1]).flatten(0, 1), whole[:, 1:].flatten(), reduction="sum").item(), rel_tol=1e-5)
+    expected = F.cross_entropy(m(whole[:, :-1]).flatten(0, 1), whole[:, 1:].flatten(), reduction="sum").item()
+    assert math.isclose(total, expected, rel_tol=1e-5)
     again = sum(loss(m, batch)[0].item() for batch in stream.read())  # a new epoch begins from zero
     assert math.isclose(total, again, rel_tol=1e-6)
 
@@ -189,7 +192,8 @@ def test_no_gradient_crosses_the_edge():
     loss(m, a)
     value = loss(m, b)[0]
     value.backward()
-    assert abs(value.item() - before) > 1e-4 and m.embed.weight.grad[[1, 2, 3]].abs().sum() == 0 < m.embed.weight.grad[[4, 5, 6]].abs().sum()
+    assert abs(value.item() - before) > 1e-4
+    assert m.embed.weight.grad[[1, 2, 3]].abs().sum() == 0 < m.embed.weight.grad[[4, 5, 6]].abs().sum()
 
 
 def test_an_evaluation_in_between_disturbs_nothing():
@@ -220,7 +224,8 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, cell):
         def stop(trainer, event, row):
             if event == "step" and trainer.step == until: trainer.stop("interrupted")
         config = TrainConfig(steps=24, lr=1e-2, eval_every=5, log_every=3, device="cpu")
-        trainer = Trainer(m, TokenStream(ids, 4, 9, contiguous=True), config, loss=loss, evaluate=TokenStream(ids[:200], 2, 9, contiguous=True), folder=folder, callbacks=[stop])
+        stream, judged = TokenStream(ids, 4, 9, contiguous=True), TokenStream(ids[:200], 2, 9, contiguous=True)
+        trainer = Trainer(m, stream, config, loss=loss, evaluate=judged, folder=folder, callbacks=[stop])
         history = trainer.fit()
         return m, loss, history
 
@@ -243,13 +248,15 @@ def test_without_its_state_a_run_would_not_go_on():
 
 def test_in_bfloat16():
     m = model()
-    Trainer(m, TokenStream(np.arange(400) % V, 4, 9, contiguous=True), TrainConfig(steps=6, dtype="bfloat16", device="cpu"), loss=CarriedState()).fit()
+    config = TrainConfig(steps=6, dtype="bfloat16", device="cpu")
+    Trainer(m, TokenStream(np.arange(400) % V, 4, 9, contiguous=True), config, loss=CarriedState()).fit()
     assert all(p.isfinite().all() and p.dtype == torch.float32 for p in m.parameters())
 
 
 def test_it_learns():
     m = model(cell="gru")
-    Trainer(m, TokenStream(np.arange(2000) % V, 4, 16, contiguous=True), TrainConfig(steps=150, lr=.02, device="cpu"), loss=CarriedState()).fit()
+    config = TrainConfig(steps=150, lr=.02, device="cpu")
+    Trainer(m, TokenStream(np.arange(2000) % V, 4, 16, contiguous=True), config, loss=CarriedState()).fit()
     assert evaluate(m, [(np.arange(200) % V).tolist()]).loss < .2
 
 
@@ -260,7 +267,8 @@ def test_vectors_arrive():
     matrix = np.random.default_rng(0).normal(size=(V, 8)).astype(np.float32)
     for given_ in (matrix, torch.from_numpy(matrix), matrix.tolist(), nn.Embedding.from_pretrained(torch.from_numpy(matrix)).weight):
         m = model().set_embedding(given_)
-        assert torch.equal(m.embed.weight.detach(), torch.from_numpy(matrix)) and m.out.weight is m.embed.weight and m.embed.weight.requires_grad
+        assert torch.equal(m.embed.weight.detach(), torch.from_numpy(matrix))
+        assert m.out.weight is m.embed.weight and m.embed.weight.requires_grad
     frozen = model(tie=False).set_embedding(matrix, freeze=True)
     Trainer(frozen, TokenStream(np.arange(200) % V, 2, 7), TrainConfig(steps=3, device="cpu"), loss=CarriedState()).fit()
     assert torch.equal(frozen.embed.weight, torch.from_numpy(matrix)) and not torch.equal(frozen.out.weight, model(tie=False).out.weight)
@@ -294,7 +302,7 @@ BAD = [
     (lambda: RecurrentLMConfig(0), "vocab_size=0 must be a whole number"),
     (lambda: RecurrentLMConfig(V, d_embed=2.5), "d_embed=2.5 must be a whole number"),
     (lambda: RecurrentLMConfig(V, layers=True), "layers=True must be"),
-    (lambda: RecurrentLMConfig(V, cell="LSTM"), "no cell 'LSTM'. Choose one of: rnn, lstm, gru"),
+    (lambda: RecurrentLMConfig(V, cell="LSTM"), "There is no cell='LSTM'. Choose one of: rnn, lstm, gru"),
     (lambda: RecurrentLMConfig(V, weight_drop=1.), "weight_drop=1.0 must be at least 0 and below 1"),
     (lambda: RecurrentLMConfig(V, dropout_words=-.1), "dropout_words=-0.1"),
     (lambda: RecurrentLMConfig(V, dropout_hidden=.1), "with layers=1 there is no between"),
@@ -302,13 +310,14 @@ BAD = [
     (lambda: model()(torch.tensor([1, 2])), "For one text pass ids[None]"),
     (lambda: model()(torch.zeros(2, 0, dtype=torch.long)), "hold something"),
     (lambda: model()(torch.zeros(2, 3)), "ids are whole numbers, not torch.float32"),
-    (lambda: model()(torch.tensor([[1, V]])), f"The id {V} is no word: they run from 0 to {V - 1}"),
-    (lambda: model()(torch.tensor([[1, -1]])), "The id -1 is no word"),
-    (lambda: model().step(some(3), model().initial_state(2)), r"The state has the shape (1, 2, 12), this batch and network need (1, 3, 12)"),
+    (lambda: model()(torch.tensor([[1, V]])), f"The id {V} is no token: ids run from 0 to {V - 1}"),
+    (lambda: model()(torch.tensor([[1, -1]])), "The id -1 is no token"),
+    (lambda: model().step(some(3), model().initial_state(2)), "The state has the shape (1, 2, 12), this batch and network need (1, 3, 12)"),
     (lambda: model().step(some(3), model(layers=3).initial_state(3)), "The state is of 3 layers, the model has 2"),
     (lambda: model().step(some(3), model(cell="gru").initial_state(3)), "another kind of cell"),
     (lambda: model().step(some(3), model(d_hidden=9).initial_state(3)), "(1, 3, 9)"),
-    (lambda: model().set_embedding(np.zeros((V, 100))), "The vectors have 100 numbers, the model was made for d_embed=8, which is also how wide the last layer is"),
+    (lambda: model().set_embedding(np.zeros((V, 100))),
+     "The vectors have 100 numbers, the model was made for d_embed=8, which is also how wide the last layer is"),
     (lambda: model().set_embedding(np.zeros((V + 1, 8))), f"one row for each of the {V} ids"),
     (lambda: model().set_embedding(np.zeros(V)), "one row for each"),
     (lambda: model().set_embedding(np.full((V, 8), np.nan)), "The vector of id 0 holds a number that is not finite"),
@@ -336,4 +345,5 @@ def test_a_batch_with_fewer_rows_cannot_carry():
 def test_another_loss_in_the_folder(tmp_path):
     stream, config = TokenStream(np.arange(300) % V, 2, 7, contiguous=True), TrainConfig(steps=3, device="cpu")
     Trainer(model(), stream, config, loss=CarriedState(), folder=tmp_path).fit()
-    with pytest.raises(TrainingError, match="give the same loss"): Trainer(model(), TokenStream(np.arange(300) % V, 2, 7, contiguous=True), config, folder=tmp_path).fit()
+    again = TokenStream(np.arange(300) % V, 2, 7, contiguous=True)
+    with pytest.raises(TrainingError, match="give the same loss"): Trainer(model(), again, config, folder=tmp_path).fit()

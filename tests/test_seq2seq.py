@@ -1,4 +1,4 @@
-"""Sequence to sequence: reach by formula and by gradient, padding that plays no part, parity with plain PyTorch, decoding, games, and every kind of bad input."""
+"""Sequence to sequence: reach by formula and by gradient, padding that plays no part, parity with plain PyTorch, games, bad input."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmbook.bilstm import influence
+from lmbook.core import seed_everything
 from lmbook.language_models import evaluate
 from lmbook.seq2seq import (
     BOS,
@@ -23,7 +24,7 @@ from lmbook.seq2seq import (
     ConvConfig,
     ConvEncoder,
     ConvLM,
-    Memory,
+    Encoded,
     Seq2Seq,
     Seq2SeqConfig,
     Seq2SeqError,
@@ -31,11 +32,11 @@ from lmbook.seq2seq import (
     greedy_accuracy,
     recall_task,
     receptive_field,
+    reverse_rows,
     reverse_task,
     token_mask,
-    turn_round,
 )
-from lmbook.training import Examples, TrainConfig, Trainer, load_weights, next_token_loss, save_weights, seed_everything
+from lmbook.training import Examples, TrainConfig, Trainer, load_weights, next_token_loss, save_weights
 
 V = 14
 
@@ -58,7 +59,7 @@ def batch(lengths=(3, 7, 1, 5), T=6):
 # ---------------------------------------------------------------- convolutions
 
 stacks = st.builds(
-    lambda kernel, dilations, causal, gated: ConvConfig(3, kernel if causal else kernel | 1, len(dilations), tuple(dilations), causal, gated),
+    lambda kernel, steps, causal, gated: ConvConfig(3, kernel if causal else kernel | 1, len(steps), tuple(steps), causal, gated),
     st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.booleans(), st.booleans(),
 )  # fmt: skip
 
@@ -102,7 +103,8 @@ def test_a_layer_written_out(gated):
 
 
 @pytest.mark.parametrize("more, message", [
-    ({"kernel": 4, "causal": False}, "Take 5, or causal=True"), ({"kernel": 0}, "kernel=0 must be a whole number"), ({"layers": 1.5}, "layers=1.5"),
+    ({"kernel": 4, "causal": False}, "Take 5, or causal=True"),
+    ({"kernel": 0}, "kernel=0 must be a whole number"), ({"layers": 1.5}, "layers=1.5"),
     ({"d_model": True}, "d_model=True"), ({"dilation": "triple"}, "'doubling'"), ({"dilation": (1, 2)}, "names 2 steps for 4 layers"),
     ({"dilation": 0}, "whole numbers, at least 1"), ({"dilation": (1, 1, 1, -2)}, "at least 1"), ({"dropout": 1.}, "dropout=1.0"),
 ])  # fmt: skip
@@ -117,7 +119,8 @@ def test_input_of_another_width():
 
 @pytest.mark.parametrize("given, message", [
     (torch.tensor([4, 0]), "Row 1 is empty"), (torch.tensor([4, 6]), "said to have 6 tokens, but there are 5 places"),
-    (torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]), "Row 1 is empty"), (torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0]]), "In row 1 padding stands before"),
+    (torch.tensor([[1, 1, 0, 0, 0], [0, 0, 0, 0, 0]]), "Row 1 is empty"),
+    (torch.tensor([[1, 1, 0, 0, 0], [0, 1, 1, 0, 0]]), "In row 1 padding stands before"),
     (torch.tensor([[1, 0, 1, 0, 0], [1, 1, 1, 0, 0]]), "In row 0 padding"), (torch.ones(2, 4), "that shape, or is 2 lengths"),
     (torch.tensor([1, 2, 3]), "or is 2 lengths"), (torch.tensor([1., 2.]), "whole numbers"), (torch.tensor([-1, 2]), "empty"),
 ])  # fmt: skip
@@ -137,7 +140,7 @@ def test_the_convolutional_language_model_does_not_see_ahead_and_can_be_judged()
     before = evaluate(lm, rows).loss
     Trainer(lm, Examples(rows, batch_size=4), TrainConfig(steps=60, lr=1e-2)).fit()
     assert evaluate(lm, rows).loss < .3 < before
-    with pytest.raises(Seq2SeqError, match="text id 14 is no token"): lm(torch.tensor([[V]]))
+    with pytest.raises(Seq2SeqError, match="The id 14 is no token: ids run from 0 to 13"): lm(torch.tensor([[V]]))
 
 
 # ---------------------------------------------------------------- games
@@ -164,7 +167,8 @@ def test_games_are_what_examples_take():
 
 
 @pytest.mark.parametrize("call", [
-    lambda: copy_task(0, 3), lambda: copy_task(3, 0), lambda: copy_task(3, (4, 2)), lambda: reverse_task(2, 3, letters=1), lambda: recall_task(1, (0, 2)),
+    lambda: copy_task(0, 3), lambda: copy_task(3, 0), lambda: copy_task(3, (4, 2)),
+    lambda: reverse_task(2, 3, letters=1), lambda: recall_task(1, (0, 2)),
 ])  # fmt: skip
 def test_games_that_make_no_sense(call):
     with pytest.raises(Seq2SeqError, match="at least 1 pair"): call()
@@ -221,11 +225,11 @@ def test_reading_backwards_is_reading_the_reversed_text():
     source, lengths, _ = batch()
     forwards, backwards = model(), model(reverse=True)
     backwards.load_state_dict(forwards.state_dict())
-    turned = turn_round(source, token_mask(lengths, source))
+    turned = reverse_rows(source, token_mask(lengths, source))
     a, b = forwards.encode(turned, lengths), backwards.encode(source, lengths)
     close(a.summary, b.summary)
-    close(turn_round(a.states, a.mask), b.states)
-    assert torch.equal(turn_round(turned, a.mask), source) and turned[0, :3].tolist() == source[0, :3].flip(0).tolist()
+    close(reverse_rows(a.states, a.mask), b.states)
+    assert torch.equal(reverse_rows(turned, a.mask), source) and turned[0, :3].tolist() == source[0, :3].flip(0).tolist()
 
 
 def test_the_pooled_reader_cannot_tell_twins_apart_and_a_recurrent_one_can():
@@ -253,7 +257,7 @@ class Looking(nn.Module):
         super().__init__()
         self.embed, self.out = nn.Embedding(V, d), nn.Linear(d, V)
 
-    def forward(self, ids, memory: Memory, state=None):
+    def forward(self, ids, memory: Encoded, state=None):
         weights = (self.embed(ids) @ memory.states.mT).masked_fill(~memory.mask[:, None], -torch.inf).softmax(-1)
         return self.out(weights @ memory.states), state
 
@@ -319,8 +323,10 @@ def test_every_parameter_is_trained(kind):
 # ---------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("more, message", [
-    ({"encoder": "transformer"}, "There is no encoder 'transformer'. Choose one of: lstm"), ({"decoder": "bilstm"}, "There is no decoder 'bilstm'"),
-    ({"source_vocab": 0}, "source_vocab=0"), ({"d_vector": 0}, "d_vector=0"), ({"layers": "2"}, "layers='2'"), ({"dropout": -.1}, "dropout=-0.1"),
+    ({"encoder": "transformer"}, "There is no encoder='transformer'. Choose one of: lstm, gru, rnn, bilstm, bigru, conv"),
+    ({"decoder": "bilstm"}, "There is no decoder='bilstm'. Choose one of: rnn, lstm, gru. Did you mean 'lstm'"),
+    ({"source_vocab": 0}, "source_vocab=0"), ({"d_vector": 0}, "d_vector=0"), ({"layers": "2"}, "layers='2'"),
+    ({"dropout": -.1}, "dropout=-0.1"),
     ({"eos_id": V}, f"eos_id={V} is not in the target's vocabulary of {V}"), ({"bos_id": -1}, "bos_id=-1"),
     ({"encoder": "conv", "kernel": 2}, "odd number"), ({"encoder": "conv", "dilation": (1, 2, 3)}, "names 3 steps for 1 layers"),
 ])  # fmt: skip
@@ -333,11 +339,15 @@ def test_config_is_frozen():
 
 
 @pytest.mark.parametrize("change, message", [
-    (lambda s, n, t: (t, s, n * 0 + torch.tensor([3, 7, 0, 5])), "Row 2 is empty"), (lambda s, n, t: (t, s, n + 1), "said to have 8 tokens, but there are 7"),
-    (lambda s, n, t: (t, s + V, n), "source id .* is no token: they run from 0 to 13"), (lambda s, n, t: (t, s - V, n), "source id -"),
-    (lambda s, n, t: (t + V, s, n), "target id .* is no token: they run from 0 to 14"), (lambda s, n, t: (t[:, 1:], s, n), "Target 0 begins with the id .* not with <bos>"),
-    (lambda s, n, t: (t[:3], s, n), "4 sources and 3 targets"), (lambda s, n, t: (t, s[:, :0], None), "There are no source ids"),
-    (lambda s, n, t: (t[0], s, n), r"target ids must have the shape \(B, T\)"), (lambda s, n, t: (t, s.float(), n), "source ids are whole numbers"),
+    (lambda s, n, t: (t, s, n * 0 + torch.tensor([3, 7, 0, 5])), "Row 2 is empty"),
+    (lambda s, n, t: (t, s, n + 1), "said to have 8 tokens, but there are 7"),
+    (lambda s, n, t: (t, s + V, n), r"The id \d+ is no token: source ids run from 0 to 13"), (lambda s, n, t: (t, s - V, n), "The id -"),
+    (lambda s, n, t: (t + V, s, n), r"The id \d+ is no token: target ids run from 0 to 14"),
+    (lambda s, n, t: (t[:, 1:], s, n), "Target 0 begins with the id .* not with <bos>"),
+    (lambda s, n, t: (t[:3], s, n), "4 sources and 3 targets"),
+    (lambda s, n, t: (t, s[:, :0], None), r"source ids must have the shape \(B, T\) and hold something, not \(4, 0\)"),
+    (lambda s, n, t: (t[0], s, n), r"target ids must have the shape \(B, T\)"),
+    (lambda s, n, t: (t, s.float(), n), "source ids are whole numbers"),
     (lambda s, n, t: (t, s[0], None), r"source ids must have the shape"),
 ])  # fmt: skip
 def test_batches_that_do_not_fit(change, message):
