@@ -24,19 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, in_turns, mean_sd, medians, run
-from lmbook.bilstm import (
-    GRUCell,
-    LSTMCell,
-    Recurrent,
-    RecurrentConfig,
-    RNNCell,
-    TaggedSentences,
-    Tagger,
-    TaggerConfig,
-    bio_spans,
-    tag_loss,
-    unroll,
-)
+from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, bio_spans, tag_loss
+from lmbook.recurrent import GRUCell, LSTMCell, Recurrent, RecurrentConfig, RNNCell, unroll
 from lmbook.small_world import WORD, SmallWorld
 from lmbook.training import TrainConfig, Trainer, evaluating
 

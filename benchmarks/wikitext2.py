@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Benchmark, Option, Settings, best_of, run
-from lmbook.bilstm import detach_state
+from lmbook.recurrent import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
 from lmbook.training import Batch, TokenStream, TrainConfig, Trainer, seed_everything
 
