@@ -28,21 +28,19 @@ from lmbook.cleaning import (
     Language,
     Rewrite,
     c4_page,
-    clean,
     convert_chinese,
     drop_boilerplate,
     empty,
     find_personal_data,
-    funnel,
     gopher_quality,
     gopher_repetition,
     mask_personal_data,
     normalise,
-    read_shards,
     strip_html,
 )
 from lmbook.corpora import read_corpus
 from lmbook.duplicates import MinHash, NearDuplicates, near_duplicates, repeated_passages
+from lmbook.shards import clean, funnel, read_shards
 from lmbook.small_world import SmallWorld
 
 TOKEN = re.compile(r"[^\W_\u3400-\u9fff]+|[\u3400-\u9fff]")

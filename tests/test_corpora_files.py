@@ -198,8 +198,8 @@ def test_lines_and_paragraphs(here):
     paragraphs = [(r["id"], r["text"]) for r in read_text("a.txt", by="paragraph")]
     assert paragraphs == [("a.txt:1", "one\ntwo"), ("a.txt:5", "three\u2028still three\x0bstill")]
     assert texts(read_text("a.txt", by="file")) == ["one\ntwo\n\n \nthree\u2028still three\x0bstill\n\n"]
-    with pytest.raises(ValueError, match="by is"): read_text("a.txt", by="word")
-    with pytest.raises(ValueError, match="on_error is"): read_text("a.txt", on_error="ignore")
+    with pytest.raises(CorpusError, match="no by='word'.*line, paragraph, file"): read_text("a.txt", by="word")
+    with pytest.raises(CorpusError, match="no on_error='ignore'.*raise, skip"): read_text("a.txt", on_error="ignore")
 
 
 # JSONL
@@ -777,7 +777,8 @@ def test_where_a_paragraph_is_found_does_not_matter():
 
 
 def test_the_list_of_paragraphs_is_what_all_releases_have(tmp_path, monkeypatch, capsys):
-    shared, mine = "Said by both of them, in just the same words, though not with the same number of spaces everywhere. " * 2, "Only here. " * 30
+    shared = "Said by both of them, in just the same words, though not with the same number of spaces everywhere. " * 2
+    mine = "Only here. " * 30
     a = {"long": f"Long\n****\n\n{shared}\n\n{mine}\n\nNote:\n\nLast.", "short": f"{shared}\n\n{shared}", "none": mine}
     b = {"else": f"Last.\n\nNote:\n\n{shared.replace(' both', '  both')}", "long": "Long\n===="}
     assert python_docs_list.listed({"1": a, "2": b}, shortest=1) == {"long": ["Long", "Last."], "short": [shared.strip()]}

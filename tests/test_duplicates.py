@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmbook.cleaning import CleaningError, clean, read_shards
+from lmbook.cleaning import CleaningError
 from lmbook.duplicates import (
     Contaminated,
     MinHash,
@@ -27,6 +27,7 @@ from lmbook.duplicates import (
     repeated_passages,
     similarity,
 )
+from lmbook.shards import clean, read_shards
 from lmbook.small_world import SmallWorld
 
 TOKEN = re.compile(r"[^\W_\u3400-\u9fff]+|[\u3400-\u9fff]")
@@ -100,9 +101,12 @@ def test_errors_of_different_permutations_are_independent():
     for sample in (found, mixed): assert abs(np.mean(sample) - .5) < .015 and .035 < np.std(sample) < .055
 
 
-@pytest.mark.parametrize("settings_, message", [({"permutations": 0}, "at least 1"), ({"n": 0}, "at least 1"), ({"unit": "word"}, "'token' or 'char'")])
+@pytest.mark.parametrize("settings_, message", [
+    ({"permutations": 0}, "permutations=0 must be.*at least 1"), ({"n": 0}, "n=0 must be.*at least 1"),
+    ({"unit": "word"}, "no unit='word'.*token, char"),
+])
 def test_settings_that_make_no_sense(settings_, message):
-    with pytest.raises(ValueError, match=message): MinHash(**settings_)
+    with pytest.raises(CleaningError, match=message): MinHash(**settings_)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- banding
@@ -139,12 +143,12 @@ def test_bands_find_what_they_promise(threshold):
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.1])
 def test_thresholds_that_are_none(threshold):
-    with pytest.raises(ValueError, match="above 0 and up to 1"): bands_for(threshold)
-    with pytest.raises(ValueError, match="above 0 and up to 1"): NearDuplicates(threshold)
+    with pytest.raises(CleaningError, match="above 0 and up to 1"): bands_for(threshold)
+    with pytest.raises(CleaningError, match="above 0 and up to 1"): NearDuplicates(threshold)
 
 
 def test_bands_need_numbers():
-    with pytest.raises(ValueError, match="need 20 numbers"): candidate_pairs(np.zeros((2, 16), np.uint32), 5, 4)
+    with pytest.raises(CleaningError, match="need 20 numbers"): candidate_pairs(np.zeros((2, 16), np.uint32), 5, 4)
 
 
 # ------------------------------------------------------------------------------------------------------------------------- who goes
@@ -198,7 +202,9 @@ def test_passages_are_those_of_the_definition(texts, n):
         assert all(a < b for a, b in spans) and all(x[1] <= y[0] for x, y in zip(spans, spans[1:]))
 
 
-@pytest.mark.parametrize("text, kept", [("a a a a", "a a a"), ("b a a a a a", "b a a a"), ("a b a b a b c", "a b a b c"), ("a b c a b c d", "a b c d")])
+@pytest.mark.parametrize("text, kept", [
+    ("a a a a", "a a a"), ("b a a a a a", "b a a a"), ("a b a b a b c", "a b a b c"), ("a b c a b c d", "a b c d"),
+])
 def test_a_repetition_that_overlaps_its_first_occurrence_leaves_it_whole(text, kept): assert cut_repetition(text, 3) == kept
 
 

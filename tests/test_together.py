@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, clean, empty, normalise, read_shards
+from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, empty, normalise
 from lmbook.language_models import NGram, NGramConfig, evaluate, floor
 from lmbook.networks import NeuralNGram, NeuralNGramConfig
+from lmbook.shards import clean, read_shards
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, SentencePieceTokenizer, Tokenizer
 from lmbook.training import IGNORE, Examples, TokenStream, TrainConfig, Trainer, load_weights, open_tokens, write_tokens
