@@ -49,7 +49,7 @@ run: export ## execute a notebook, store its outputs and how far they move: make
 	$(PY) -m tools.notebooks run --jobs $(JOBS) $(NB)
 
 rerun: export ## the same after cells were moved or renamed: keeps what was stored and measured where it still holds
-	$(PY) -m tools.notebooks run --kept --jobs $(JOBS) $(NB)
+	$(PY) -m tools.notebooks run --kept $(or $(SINCE),HEAD) --jobs $(JOBS) $(NB)
 
 draft: export ## the same, once and without measuring: for the time of writing
 	$(PY) -m tools.notebooks run --draft --jobs $(JOBS) $(NB)

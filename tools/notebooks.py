@@ -139,13 +139,13 @@ def run(paths: Iterable[Path], measured: Sequence[Arithmetic] = MEASURED, jobs: 
     if failed: raise failed[0] if len(failed) == 1 else ExceptionGroup("these notebooks were not stored", failed)
 
 
-def committed() -> list[tuple[nbformat.NotebookNode, Spread]]:
-    "The notebooks of the last commit whose spreads vouch for them."
+def committed(commit: str = "HEAD") -> list[tuple[nbformat.NotebookNode, Spread]]:
+    "The notebooks of a commit whose spreads vouch for them."
     def shown(path: Path) -> str:
-        command = ["git", "show", f"HEAD:{path.relative_to(ROOT).as_posix()}"]
+        command = ["git", "show", f"{commit}:{path.relative_to(ROOT).as_posix()}"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True).stdout
 
-    listed = subprocess.run(["git", "ls-tree", "--name-only", "HEAD", "nbs/"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(["git", "ls-tree", "--name-only", commit, "nbs/"], cwd=ROOT, capture_output=True, text=True, check=True)
     known = []
     for name in listed.stdout.split():
         path = ROOT / name
@@ -155,22 +155,29 @@ def committed() -> list[tuple[nbformat.NotebookNode, Spread]]:
     return known
 
 
-def rerun(paths: Iterable[Path], jobs: int = 2) -> Iterator[tuple[Path, list[str]]]:
+def rerun(paths: Iterable[Path], commit: str = "HEAD", jobs: int = 2) -> Iterator[tuple[Path, list[str]]]:
     """Execute notebooks whose cells were moved or renamed, and keep what was stored and measured where it still holds.
 
     Those that show something else are measured as by `run`.
     """
-    known, rest = committed(), []
+    known, failed = committed(commit), list[Exception]()
     with ThreadPoolExecutor(jobs) as pool:
         for path, waiting in [(path, pool.submit(execute, path)) for path in paths]:
-            nb = waiting.result()
-            own = [pair for pair in known if pair[0].cells[0].source == nb.cells[0].source]  # of the same title
-            spread = carried(nb, [*own, *(pair for pair in known if pair not in own)])
-            if spread is None: rest.append(path); continue
-            store(nb, path)
-            spread.store(path)
-            yield path, ["what it shows and how far that moves are what they were"]
-    yield from run(rest, jobs=jobs)
+            try:
+                nb = waiting.result()
+                own = [pair for pair in known if pair[0].cells[0].source == nb.cells[0].source]  # of the same title
+                spread = carried(nb, [*own, *(pair for pair in known if pair not in own)])
+                if spread is None:
+                    others = [(a, pool.submit(execute, path, a)) for a in MEASURED if a.runs_here]
+                    yield path, settle(path, [(AS_STORED, waiting), *others])
+                    continue
+                store(nb, path)
+                spread.store(path)
+                yield path, ["what it shows and how far that moves are what they were"]
+            except Exception as error:
+                error.add_note(f"{path}: nothing was stored")
+                failed.append(error)
+    if failed: raise failed[0] if len(failed) == 1 else ExceptionGroup("these notebooks were not stored", failed)
 
 
 def spread_problems(page: Path) -> list[str]:
@@ -235,9 +242,8 @@ def main() -> None:
     )
     run_args.add_argument("paths", nargs="*", help="notebooks (default: all)")
     run_args.add_argument("--draft", action="store_true", help="execute once and measure nothing (the tests will ask for the rest)")
-    run_args.add_argument(
-        "--kept", action="store_true", help="cells were only moved or renamed: measure a notebook only if it shows something else"
-    )
+    kept = "cells were only moved or renamed since a commit (default: HEAD): measure a notebook only if it shows something else"
+    run_args.add_argument("--kept", nargs="?", const="HEAD", metavar="COMMIT", help=kept)
     run_args.add_argument("--jobs", type=int, default=2, help="kernels at a time (default: 2)")
     commands.add_parser("export", help="write lmbook/ from the notebooks")
     commands.add_parser("check", help="fail if lmbook/ is not what the notebooks export")
@@ -248,7 +254,7 @@ def main() -> None:
         export()
         start = time.perf_counter()
         try:
-            done = rerun(pages, args.jobs) if args.kept else run(pages, [] if args.draft else MEASURED, args.jobs)
+            done = rerun(pages, args.kept, args.jobs) if args.kept else run(pages, [] if args.draft else MEASURED, args.jobs)
             for path, notes in done:
                 print("\n  ".join([f"{path}: stored after {time.perf_counter() - start:.0f} s", *notes]), flush=True)
         finally:
