@@ -39,8 +39,8 @@ from lmbook.bilstm import (
     tag_loss,
     unroll,
 )
+from lmbook.core import write_whole
 from lmbook.small_world import WORD, SmallWorld
-from lmbook.tokenization import write_whole
 from lmbook.training import TrainConfig, Trainer, evaluating
 
 RESULTS = Path(__file__).parent / "results" / "bilstm.json"

@@ -28,7 +28,8 @@ import numpy as np
 import psutil
 
 from benchmarks.common import best_of, machine, rounded
-from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams, evaluate, floor
+from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams
+from lmbook.perplexity import evaluate, floor
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 
 RESULTS = Path(__file__).parent / "results" / "language_models.json"

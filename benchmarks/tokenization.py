@@ -32,12 +32,10 @@ from lmbook.tokenization import (
     SPECIALS,
     ByteTokenizer,
     CharTokenizer,
-    SentencePieceTokenizer,
     WordTokenizer,
     jieba_words,
-    ngram_cost,
-    spell,
 )
+from lmbook.tokenizer_files import SentencePieceTokenizer, ngram_cost, spell
 
 RESULTS = Path(__file__).parent / "results" / "tokenization.json"
 PACKAGES = ("tokenizers", "sentencepiece", "jieba", "torch", "numpy")  # whose versions are noted

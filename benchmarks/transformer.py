@@ -30,7 +30,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import best_of, machine, rounded
-from lmbook.language_models import NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
+from lmbook.language_models import NGram, NGramConfig
+from lmbook.perplexity import choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmbook.bilstm import RecurrentError
-from lmbook.language_models import evaluate
+from lmbook.perplexity import evaluate
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
 from lmbook.training import IGNORE, Batch, Examples, TokenStream, TrainConfig, Trainer, TrainingError, load_weights, mean_loss, save_weights
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmbook.bilstm import influence
-from lmbook.language_models import evaluate
+from lmbook.perplexity import evaluate
 from lmbook.seq2seq import (
     BOS,
     ENCODERS,

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, clean, empty, normalise, read_shards
-from lmbook.language_models import NGram, NGramConfig, evaluate, floor
+from lmbook.language_models import NGram, NGramConfig
 from lmbook.networks import NeuralNGram, NeuralNGramConfig
+from lmbook.perplexity import evaluate, floor
 from lmbook.small_world import SmallWorld, SmallWorldConfig
-from lmbook.tokenization import BPE, SentencePieceTokenizer, Tokenizer
+from lmbook.tokenization import BPE
+from lmbook.tokenizer_files import SentencePieceTokenizer, load_tokenizer
 from lmbook.training import IGNORE, Examples, TokenStream, TrainConfig, Trainer, load_weights, open_tokens, write_tokens
 
 
@@ -30,7 +32,7 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
 
     made = BPE.train(texts, 400) if kind == "bpe" else SentencePieceTokenizer.train(texts, 400, model_type="bpe")
     made.save(tmp_path / "tokenizer")
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     V = tokenizer.vocab_size
     fresh = list(world.texts("valid", n=12))
 
