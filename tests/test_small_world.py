@@ -971,8 +971,11 @@ def test_streaming_takes_constant_memory():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"limit": 0}, "limit=0 must be a whole number, at least 1"), ({"limit": -3}, "limit=-3 must be a whole number, at least 1"), ({"talk": -1}, "talk=-1 must be a whole number, at least 0"),
-    ({"nested": -1}, "nested=-1 must be a whole number, at least 0"), ({"seed": -1}, "seed=-1 must be a whole number, at least 0"),
+    ({"limit": 0}, "limit=0 must be a whole number, at least 1"),
+    ({"limit": -3}, "limit=-3 must be a whole number, at least 1"),
+    ({"talk": -1}, "talk=-1 must be a whole number, at least 0"),
+    ({"nested": -1}, "nested=-1 must be a whole number, at least 0"),
+    ({"seed": -1}, "seed=-1 must be a whole number, at least 0"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(change: dict, message: str):
     with pytest.raises(SmallWorldError, match=message): SmallWorldConfig(**change)
