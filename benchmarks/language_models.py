@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Benchmark, Settings, best_of, memory, run
-from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams, evaluate, floor
+from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams
+from lmbook.perplexity import evaluate, floor
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 
 ORDERS = range(1, 6)

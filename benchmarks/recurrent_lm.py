@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, in_turns, mean, medians, run
-from lmbook.language_models import Evaluation, NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
+from lmbook.language_models import NGram, NGramConfig
+from lmbook.perplexity import Evaluation, choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, States, same_mask
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer

@@ -26,12 +26,10 @@ from lmbook.tokenization import (
     SPECIALS,
     ByteTokenizer,
     CharTokenizer,
-    SentencePieceTokenizer,
     WordTokenizer,
     jieba_words,
-    ngram_cost,
-    spell,
 )
+from lmbook.tokenizer_files import SentencePieceTokenizer, ngram_cost, spell
 
 MERGES = 8000
 SIZE = 1_000_000  # bytes of text

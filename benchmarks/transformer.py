@@ -23,7 +23,8 @@ import torch.nn.functional as F
 
 from benchmarks.common import Benchmark, Settings, in_turns, ratio, run
 from benchmarks.seq2seq import Pairs, nats
-from lmbook.language_models import NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
+from lmbook.language_models import NGram, NGramConfig
+from lmbook.perplexity import choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer

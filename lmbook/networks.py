@@ -460,5 +460,5 @@ class NeuralNGram(nn.Module):
         self,
         ids: Tensor,  # (B, T)
     ) -> Tensor: # (B, T-1): log-probability (nats) of each id but the first, given those before it
-        "What `lmbook.language_models.evaluate` asks of a model."
+        "What `lmbook.perplexity.evaluate` asks of a model."
         return -cross_entropy(self(ids[:, :-1]), ids[:, 1:], reduction="none")

@@ -163,7 +163,7 @@ class RecurrentLM(nn.Module):
         ids: Tensor,  # (B, T)
         piece: int = 2**22,  # at most so many scores at a time
     ) -> Tensor: # (B, T-1): log-probability (nats) of each id but the first, given all those before it
-        """What `lmbook.language_models.evaluate` asks of a model. The state is carried along, so a text may be as long as it likes.
+        """What `lmbook.perplexity.evaluate` asks of a model. The state is carried along, so a text may be as long as it likes.
 
         Scores are made for a few places at a time and thrown away: the memory is that of (B, T, H), not of (B, T, V).
         """

@@ -27,11 +27,14 @@ import numpy as np
 import torch
 
 from . import __version__
+from .core import write_whole
 from .corpora import read_corpus
 from .generation import SamplingConfig, generate_text, regex_constraint, stream
-from .language_models import Evaluation, NGram, NGramConfig, evaluate
+from .language_models import NGram, NGramConfig
 from .optimizers import AdamW, Muon, Together
-from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError, write_whole
+from .perplexity import Evaluation, evaluate
+from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
+from .tokenizer_files import load_tokenizer
 from .training import TokenStream, TrainConfig, Trainer, best_device, latest, load_weights, next_token_loss, read_log, seed_everything, write_tokens
 from .transformer import PRESETS, Transformer, TransformerConfig, load_pretrained, preset, save_pretrained
 
@@ -136,7 +139,7 @@ def make_tokenizer(
     if kind == "chars": return CharTokenizer.train(texts, vocab_size)
     if kind != "bpe":
         if not Path(kind).exists(): raise RunError(f"There is no tokenizer {kind!r}: choose bpe, chars or bytes, or name a file or folder that holds one.")
-        return Tokenizer.load(kind)
+        return load_tokenizer(kind)
     if vocab_size: return BPE.train(texts, vocab_size)
     size = 2 ** round(math.log2(2 * math.sqrt(sum(len(text.encode()) for text in texts))))
     for size in (s for s in (8192, 4096, 2048, 1024, 512, 384) if s <= max(512, size)):
@@ -224,7 +227,7 @@ def load_run(
         load_weights(model, found.path)
     else: model = load_pretrained(folder)
     if model.config.kind != "decoder": raise RunError(f"{folder} holds an {model.config.kind}; what writes is a decoder.")
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise RunError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {model.config.vocab_size}. They do not belong together.")
     return Run(folder, model.to(best_device(device)).eval(), tokenizer, info)
@@ -303,7 +306,7 @@ def train_run(
     digest = _digest(texts)
     if info and info["data"]["sha256"] != digest: raise RunError(f"The text is not what it was when {folder} was begun. Give another folder to train on the new one.")
     kept = [folder / name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).exists()]
-    tokenizer = Tokenizer.load(kept[0]) if kept else make_tokenizer(train, config.tokenizer, config.vocab_size)
+    tokenizer = load_tokenizer(kept[0]) if kept else make_tokenizer(train, config.tokenizer, config.vocab_size)
     ends = {"bos": tokenizer.bos_id is not None, "eos": tokenizer.eos_id is not None}
     rows = [tokenizer.encode(text, **ends) for text in train]
     model_config = preset(config.preset, tokenizer.vocab_size, **config.model)
@@ -516,7 +519,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _tokenize(args: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.load(args.tokenizer)
+    tokenizer = load_tokenizer(args.tokenizer)
     if args.file: texts = read_texts(RunConfig(text=(args.file,)))
     else: texts = [sys.stdin.read() if args.text in (None, "-") else args.text]
     rows = [tokenizer.encode(text) for text in texts]

@@ -316,7 +316,7 @@ class Transformer(nn.Module):
         if places is None and positions.device.type == "cpu": places = int(positions.max()) + 1
         if places is not None and places > self.config.context_length:
             raise TransformerError(f"The text has {places} tokens, the model reads context_length={self.config.context_length} at a time. "
-                                   "Cut it, or judge it window by window: lmbook.language_models.evaluate(..., context_length=).")
+                                   "Cut it, or judge it window by window: lmbook.perplexity.evaluate(..., context_length=).")
 
     def encode(
         self,

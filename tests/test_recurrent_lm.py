@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lmbook.language_models import evaluate
+from lmbook.perplexity import evaluate
 from lmbook.recurrent import RecurrentError
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
 from lmbook.training import IGNORE, Batch, Examples, TokenStream, TrainConfig, Trainer, TrainingError, load_weights, mean_loss, save_weights

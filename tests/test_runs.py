@@ -32,7 +32,8 @@ from lmbook.runs import (
     train_run,
 )
 from lmbook.small_world import SmallWorld, SmallWorldConfig
-from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
+from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer
+from lmbook.tokenizer_files import SentencePieceTokenizer, load_tokenizer
 from lmbook.training import TokenStream, TrainConfig, TrainingError, latest, open_tokens, read_log
 from lmbook.transformer import Transformer, preset, save_pretrained
 
@@ -273,7 +274,7 @@ def test_generate_says_what_it_is_asked(folder: Path, capsys: pytest.CaptureFixt
 
 
 def test_tokenize(folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = load_tokenizer(folder)
     assert main(["tokenize", str(folder), "The cat.", "--ids"]) == 0
     assert [*map(int, capsys.readouterr().out.split())] == tokenizer.encode("The cat.")
     assert main(["tokenize", str(folder), "The cat."]) == 0

@@ -15,7 +15,7 @@ from torch import nn
 
 from lmbook.bilstm import influence
 from lmbook.core import seed_everything
-from lmbook.language_models import evaluate
+from lmbook.perplexity import evaluate
 from lmbook.seq2seq import (
     BOS,
     ENCODERS,

@@ -34,6 +34,7 @@ from lmbook.small_world import (
     Grammar,
     SmallWorld,
     SmallWorldConfig,
+    SmallWorldError,
     _dice,
     _Reader,
     derivations,
@@ -128,7 +129,7 @@ def test_a_choice_is_exact_in_units_of_its_dice(weights: list[int]):
 
 
 def test_an_option_that_dice_cannot_reach_is_refused():
-    with pytest.raises(ValueError, match="too small"): Choice(["never", "always"], [1, 2**40])
+    with pytest.raises(SmallWorldError, match="too small"): Choice(["never", "always"], [1, 2**40])
 
 
 # ---------------------------------------------------------------------------------------------------- the same texts, everywhere, always
@@ -873,7 +874,8 @@ def test_sums_are_right(world: SmallWorld, told: list):
         n, m, rest = (number_en(re.search(pattern, en)[1]) for pattern in patterns)
         assert n - m == rest
         number = "([一二三四五六七八九十两]+)"
-        assert [number_zh(re.search(p, zh)[1]) for p in (f"有{number}.{{1,8}}要卖", f"想要其中的{number}", f"还剩下{number}")] == [n, m, rest]
+        told = (f"有{number}.{{1,8}}要卖", f"想要其中的{number}", f"还剩下{number}")
+        assert [number_zh(re.search(pattern, zh)[1]) for pattern in told] == [n, m, rest]
     assert len(stories) > 50
 
 
@@ -969,19 +971,22 @@ def test_streaming_takes_constant_memory():
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"limit": 0}, "limit must be at least 1"), ({"limit": -3}, "limit must be at least 1"), ({"talk": -1}, "talk must not be negative"),
-    ({"nested": -1}, "nested must not be negative"), ({"seed": -1}, "seed must not be negative"),
+    ({"limit": 0}, "limit=0 must be a whole number, at least 1"),
+    ({"limit": -3}, "limit=-3 must be a whole number, at least 1"),
+    ({"talk": -1}, "talk=-1 must be a whole number, at least 0"),
+    ({"nested": -1}, "nested=-1 must be a whole number, at least 0"),
+    ({"seed": -1}, "seed=-1 must be a whole number, at least 0"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(change: dict, message: str):
-    with pytest.raises(ValueError, match=message): SmallWorldConfig(**change)
+    with pytest.raises(SmallWorldError, match=message): SmallWorldConfig(**change)
 
 
 def test_documents_that_do_not_exist_are_refused(world: SmallWorld):
     with pytest.raises(IndexError, match="-1"): world.document(-1)
     with pytest.raises(IndexError, match="-1"): next(world.texts(start=-1))
     with pytest.raises(IndexError, match="-5"): next(world.documents(start=-5))
-    with pytest.raises(ValueError, match="no split 'dev'; there are train, valid, test"): next(world.texts("dev"))
-    with pytest.raises(ValueError, match="no split 'dev'"): world.index("dev")
+    with pytest.raises(SmallWorldError, match="There is no split='dev'. Choose one of: train, valid, test"): next(world.texts("dev"))
+    with pytest.raises(SmallWorldError, match="no split='dev'"): world.index("dev")
 
 
 LEXICON = {"name": [{"en": "Ann", "zh": "安"}, {"en": "Bo", "zh": "波"}], "job": [{"en": "cook", "zh": "厨师"}]}
@@ -1022,20 +1027,20 @@ BROKEN = {  # what is wrong: the lines of the grammar after its first, "story", 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_grammar_is_refused_with_its_line(kind: str):
     lines, message = BROKEN[kind]
-    with pytest.raises(ValueError, match=message): Grammar("\n".join(["story", *lines]), LEXICON)
+    with pytest.raises(SmallWorldError, match=message): Grammar("\n".join(["story", *lines]), LEXICON)
 
 
 def test_an_empty_grammar_is_refused():
-    with pytest.raises(ValueError, match="no rule"): Grammar("  # nothing but a comment", LEXICON)
+    with pytest.raises(SmallWorldError, match="no rule"): Grammar("  # nothing but a comment", LEXICON)
 
 
 def test_a_draw_that_no_row_fits_is_an_error():
     grammar = Grammar("story\n  1 | {x} ran. | {x}跑。 | x ~ name(en=Cy)", LEXICON)
-    with pytest.raises(ValueError, match="no row of name"): list(derivations(grammar))
+    with pytest.raises(SmallWorldError, match="no row of name"): list(derivations(grammar))
 
 
 def test_a_lexicon_that_refers_to_nothing_is_an_error():
-    with pytest.raises(ValueError, match="gender .*'x'"):
+    with pytest.raises(SmallWorldError, match="gender .*'x'"):
         Grammar("story\n  1 | so. | 就。 |", {"gender": [{"en": "f", "zh": "她"}], "name": [{"en": "Ann", "zh": "安", "gender": "x"}]})
 
 

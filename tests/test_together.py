@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, empty, normalise
-from lmbook.language_models import NGram, NGramConfig, evaluate, floor
+from lmbook.language_models import NGram, NGramConfig
 from lmbook.networks import NeuralNGram, NeuralNGramConfig
+from lmbook.perplexity import evaluate, floor
 from lmbook.shards import clean, read_shards
 from lmbook.small_world import SmallWorld, SmallWorldConfig
-from lmbook.tokenization import BPE, SentencePieceTokenizer, Tokenizer
+from lmbook.tokenization import BPE, Tokenizer
+from lmbook.tokenizer_files import SentencePieceTokenizer
 from lmbook.training import IGNORE, Examples, TokenStream, TrainConfig, Trainer, load_weights, open_tokens, write_tokens
 
 
