@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RANGES', 'Group', 'Params', 'Tensors', 'CACHE', 'OPTIMIZERS', 'Schedule', 'SCHEDULES', 'OptimizerError',
-           'ListOptimizer', 'SGD', 'AdaGrad', 'RMSProp', 'Adam', 'AdamW', 'Lion', 'orthogonalize', 'Muon', 'Together',
+           'ListOptimizer', 'SGD', 'Adagrad', 'RMSprop', 'Adam', 'AdamW', 'Lion', 'orthogonalize', 'Muon', 'Together',
            'constant', 'linear', 'cosine', 'wsd', 'one_cycle', 'clip_gradients', 'parameter_groups']
 
 # %% ../nbs/21_optimizers.ipynb #0b454e8c43
@@ -209,8 +209,8 @@ class SGD(ListOptimizer):
         torch._fused_sgd_(p, g, *(buffer or [[]]), lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"],
                           nesterov=group["nesterov"], dampening=0.0, maximize=False, is_first_step=False)
 
-# %% ../nbs/21_optimizers.ipynb #458a9dd5c4
-class AdaGrad(ListOptimizer):
+# %% ../nbs/21_optimizers.ipynb #3b4b279302
+class Adagrad(ListOptimizer):
     "Divides each step by the root of the sum of all squared gradients so far (Duchi, Hazan and Singer 2011), as torch.optim.Adagrad."
 
     slots = ("sum",)
@@ -243,8 +243,8 @@ def _steps(p: Tensors, t: int) -> Tensors:
     "The number of the step in the form in which fused kernels want it: a tensor for each parameter."
     return [torch.full((), t, dtype=torch.float32, device=p[0].device)] * len(p)
 
-# %% ../nbs/21_optimizers.ipynb #8e8e948895
-class RMSProp(ListOptimizer):
+# %% ../nbs/21_optimizers.ipynb #157cd8d516
+class RMSprop(ListOptimizer):
     "Divides each step by the root of a running mean of squared gradients (Tieleman and Hinton 2012), as plain torch.optim.RMSprop."
 
     slots = ("square_avg",)
@@ -416,7 +416,7 @@ class Muon(ListOptimizer):
             lr = group["lr"] * self.ADJUST[group["adjust_lr_fn"]](*shape)
             torch._foreach_add_(matrices, list(whole.to(matrices[0].dtype)) if len(steps) > 1 else [whole.to(matrices[0].dtype)], alpha=-lr)
 
-# %% ../nbs/21_optimizers.ipynb #e3a2a37b30
+# %% ../nbs/21_optimizers.ipynb #e33118f165
 class Together(Optimizer):
     """Several optimizers, each with parameters of its own, that step as one.
 
@@ -461,7 +461,7 @@ class Together(Optimizer):
 
 
 OPTIMIZERS: dict[str, type[ListOptimizer]] = {
-    "sgd": SGD, "adagrad": AdaGrad, "rmsprop": RMSProp, "adam": Adam, "adamw": AdamW, "lion": Lion, "muon": Muon}
+    "sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW, "lion": Lion, "muon": Muon}
 
 # %% ../nbs/21_optimizers.ipynb #1f119e1640
 Schedule = Callable[..., float]  # (step, total, *, warmup=...) -> a factor from 0 to 1

@@ -21,13 +21,13 @@ from lmbook.optimizers import (
     OPTIMIZERS,
     SCHEDULES,
     SGD,
-    AdaGrad,
+    Adagrad,
     Adam,
     AdamW,
     Lion,
     Muon,
     OptimizerError,
-    RMSProp,
+    RMSprop,
     Together,
     clip_gradients,
     constant,
@@ -44,13 +44,13 @@ PAIRS = {
     "sgd": (SGD, torch.optim.SGD, {"lr": 0.1}),
     "momentum": (SGD, torch.optim.SGD, {"lr": 0.02, "momentum": 0.9}),
     "nesterov": (SGD, torch.optim.SGD, {"lr": 0.02, "momentum": 0.9, "nesterov": True}),
-    "adagrad": (AdaGrad, torch.optim.Adagrad, {"lr": 0.05}),
-    "rmsprop": (RMSProp, torch.optim.RMSprop, {"lr": 0.003, "alpha": 0.95, "eps": 1e-6}),
+    "adagrad": (Adagrad, torch.optim.Adagrad, {"lr": 0.05}),
+    "rmsprop": (RMSprop, torch.optim.RMSprop, {"lr": 0.003, "alpha": 0.95, "eps": 1e-6}),
     "adam": (Adam, torch.optim.Adam, {"lr": 0.01, "betas": (0.8, 0.99), "eps": 1e-7}),
     "adamw": (AdamW, torch.optim.AdamW, {"lr": 0.01}),
 }  # fmt: skip
 if hasattr(torch.optim, "Muon"): PAIRS["muon"] = (Muon, torch.optim.Muon, {"lr": 0.02})
-ALL = [SGD, AdaGrad, RMSProp, Adam, AdamW, Lion, Muon]
+ALL = [SGD, Adagrad, RMSprop, Adam, AdamW, Lion, Muon]
 
 
 def model(dtype=torch.float64, device="cpu", bias=True) -> nn.Module:
@@ -179,10 +179,10 @@ def formula(kind, w, gradients, o):
         if kind is SGD:
             b = o["momentum"] * b + g
             w = w - o["lr"] * (g + o["momentum"] * b if o["nesterov"] else b)
-        elif kind is AdaGrad:
+        elif kind is Adagrad:
             v = v + g**2
             w = w - o["lr"] * g / (np.sqrt(v) + o["eps"])
-        elif kind is RMSProp:
+        elif kind is RMSprop:
             v = o["alpha"] * v + (1 - o["alpha"]) * g**2
             w = w - o["lr"] * g / (np.sqrt(v) + o["eps"])
         elif kind is Lion:
@@ -196,7 +196,7 @@ def formula(kind, w, gradients, o):
 
 
 @settings(max_examples=60)
-@given(data=st.data(), kind=st.sampled_from([SGD, AdaGrad, RMSProp, Adam, AdamW, Lion]), fused=st.booleans(),
+@given(data=st.data(), kind=st.sampled_from([SGD, Adagrad, RMSprop, Adam, AdamW, Lion]), fused=st.booleans(),
        shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), min_size=1, max_size=5), seed=st.integers(0, 10**6))
 def test_lists_equal_the_formulas(data, kind, fused, shapes, seed):
     "Any shapes, also empty ones and single numbers; some gradients are missing in some steps; gradients are left as they were."
@@ -204,9 +204,9 @@ def test_lists_equal_the_formulas(data, kind, fused, shapes, seed):
     o = {"lr": data.draw(st.floats(0, 1)), "weight_decay": data.draw(st.floats(0, 1))}
     if kind is SGD: o |= {"momentum": data.draw(share), "nesterov": data.draw(st.booleans())}
     if kind is SGD and o["nesterov"]: o["momentum"] = max(o["momentum"], 0.01)
-    if kind is RMSProp: o["alpha"] = data.draw(share)
+    if kind is RMSprop: o["alpha"] = data.draw(share)
     if kind in (Adam, AdamW, Lion): o["betas"] = (data.draw(share), data.draw(share))
-    if kind in (AdaGrad, RMSProp, Adam, AdamW): o["eps"] = data.draw(st.floats(1e-8, 1e-2))
+    if kind in (Adagrad, RMSprop, Adam, AdamW): o["eps"] = data.draw(st.floats(1e-8, 1e-2))
     starts = [dice.normal(size=shape) for shape in shapes]
     series = [[dice.normal(size=shape) if dice.random() < 0.8 else None for shape in shapes] for _ in range(6)]
     ps = [nn.Parameter(torch.tensor(w)) for w in starts]
@@ -232,7 +232,7 @@ def test_pieces_change_nothing(kind, monkeypatch):
     close(results[1], results[2], 0)
 
 
-@pytest.mark.parametrize("kind", [SGD, AdaGrad, Adam, AdamW])
+@pytest.mark.parametrize("kind", [SGD, Adagrad, Adam, AdamW])
 @pytest.mark.parametrize("which", ["gradient", "parameter", "both"])
 def test_a_tensor_that_lies_in_another_order(kind, which):
     "The fused kernels go through memory as it lies; they must not be used where that mixes up the numbers."
@@ -270,7 +270,7 @@ def test_what_is_kept():
         run(net, optimizer, stop=2)
         numbers = sum(x.numel() for state in optimizer.state.values() for x in state.values() if x.ndim)
         kept[kind.__name__] = numbers / sum(p.numel() for p in net.parameters())
-    assert kept == {"SGD": 0, "AdaGrad": 1, "RMSProp": 1, "Adam": 2, "AdamW": 2, "Lion": 1, "Muon": 1}
+    assert kept == {"SGD": 0, "Adagrad": 1, "RMSprop": 1, "Adam": 2, "AdamW": 2, "Lion": 1, "Muon": 1}
     assert set(OPTIMIZERS.values()) == set(ALL)
 
 
@@ -401,8 +401,8 @@ W = nn.Parameter(torch.ones(2, 2))
     (AdamW, {"betas": (0.9, 1.0)}, "betas"),
     (AdamW, {"betas": (0.9,)}, "give two numbers"),
     (Lion, {"betas": (0.9, 0.99, 0.999)}, "give two numbers"),
-    (RMSProp, {"alpha": 1.0}, "alpha=1.0"),
-    (RMSProp, {"eps": -1e-8}, "eps=-1e-08"),
+    (RMSprop, {"alpha": 1.0}, "alpha=1.0"),
+    (RMSprop, {"eps": -1e-8}, "eps=-1e-08"),
     (SGD, {"momentum": 1.0}, "momentum=1.0: it has to be at least 0 and below 1"),
     (SGD, {"nesterov": True}, "nesterov=True needs a momentum"),
     (Muon, {"ns_steps": 0}, "ns_steps=0"),
@@ -459,9 +459,9 @@ def saved_by(kind, shape=(2, 2), **options):
     (Adam, lambda: saved_by(AdamW), "decoupled_weight_decay=False only"),
     (AdamW, lambda: saved_by(Adam), "decoupled_weight_decay=True only"),
     (Lion, lambda: saved_by(Adam), "Lion keeps no exp_avg_sq"),
-    (RMSProp, lambda: saved_by(torch.optim.RMSprop, centered=True), "centered=False only"),
-    (RMSProp, lambda: saved_by(torch.optim.RMSprop, momentum=0.5), "momentum=0 only"),
-    (AdaGrad, lambda: saved_by(torch.optim.Adagrad, lr_decay=0.1), "lr_decay=0 only"),
+    (RMSprop, lambda: saved_by(torch.optim.RMSprop, centered=True), "centered=False only"),
+    (RMSprop, lambda: saved_by(torch.optim.RMSprop, momentum=0.5), "momentum=0 only"),
+    (Adagrad, lambda: saved_by(torch.optim.Adagrad, lr_decay=0.1), "lr_decay=0 only"),
     (AdamW, lambda: saved_by(AdamW, shape=(3, 2)), "exp_avg of parameter 0 has the shape (3, 2), the parameter (2, 2)"),
 ])  # fmt: skip
 def test_a_state_that_does_not_fit(kind, state, says):
