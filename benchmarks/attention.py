@@ -42,11 +42,12 @@ from lmbook.attention import (
     online_attention,
     sinusoidal,
 )
+from lmbook.batches import Examples, TokenStream
 from lmbook.bilstm import Recurrent, RecurrentConfig
 from lmbook.networks import MLP, LayerNorm, MLPConfig, init_weights
 from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
-from lmbook.training import Examples, TokenStream, TrainConfig, Trainer
+from lmbook.training import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "attention.json"
 ROWS, WIDTH, HEADS = 4, 256, 4

@@ -39,9 +39,10 @@ from lmbook.bilstm import (
     tag_loss,
     unroll,
 )
+from lmbook.core import evaluating
 from lmbook.small_world import WORD, SmallWorld
 from lmbook.tokenization import write_whole
-from lmbook.training import TrainConfig, Trainer, evaluating
+from lmbook.training import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "bilstm.json"
 WNUT = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test": "emerging.test.annotated"}

@@ -30,11 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import machine, rounded
+from lmbook.batches import Batch, Examples, TokenStream
 from lmbook.language_models import Evaluation, NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, States, same_mask
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
-from lmbook.training import Batch, Examples, TokenStream, TrainConfig, Trainer
+from lmbook.training import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "recurrent_lm.json"
 SEEDS, EDGES = (0, 1, 2), (2, 4, 6, 8, 12, 20, 100)

@@ -29,9 +29,11 @@ import torch
 from torch import nn
 
 from benchmarks.common import best_of, machine, rounded
+from lmbook.batches import Examples
+from lmbook.core import evaluating, seed_everything
 from lmbook.seq2seq import SPECIAL, ConvConfig, ConvEncoder, Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy, receptive_field
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
-from lmbook.training import Examples, TrainConfig, Trainer, evaluating, mean_loss, seed_everything
+from lmbook.training import TrainConfig, Trainer, mean_loss
 
 RESULTS = Path(__file__).parent / "results" / "seq2seq.json"
 LETTERS, SEEDS = 8, (0, 1, 2)

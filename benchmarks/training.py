@@ -34,8 +34,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import machine, rounded
+from lmbook.batches import Examples, TokenStream
+from lmbook.checkpoints import Checkpoints, latest
+from lmbook.core import seed_everything
 from lmbook.optimizers import AdamW, clip_gradients, cosine, parameter_groups
-from lmbook.training import Examples, JsonLog, TokenStream, TrainConfig, Trainer, latest, seed_everything
+from lmbook.training import JsonLog, TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 LR, WARMUP = 1e-3, 5
@@ -138,7 +141,7 @@ def child(folder: str, seed: int, result: str) -> None:
     model = nn.Sequential(nn.Embedding(40, 16), nn.Dropout(0.3), nn.Linear(16, 40))
     config = TrainConfig(steps=150, lr=1e-2, warmup=10, weight_decay=0.1, accumulate=2, eval_every=10, patience=50, save_every=1, log_every=3, seed=seed,
                          device="cpu")  # fmt: skip
-    history = Trainer(model, data, config, evaluate=aside, folder=folder).fit()
+    history = Trainer(model, data, config, evaluate=aside, checkpoints=Checkpoints(folder)).fit()
     weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     fingerprint = hashlib.sha256(weights + repr((history.rows, history.best, history.best_step, history.waiting, history.stopped)).encode()).hexdigest()
     Path(result).write_text(fingerprint, encoding="utf-8")

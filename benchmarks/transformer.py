@@ -30,11 +30,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.common import best_of, machine, rounded
+from lmbook.batches import Examples
+from lmbook.experiments import ablate
 from lmbook.language_models import NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
-from lmbook.training import Examples, TrainConfig, Trainer, ablate
+from lmbook.training import TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig, count_parameters, save_pretrained
 
 RESULTS = Path(__file__).parent / "results" / "transformer.json"

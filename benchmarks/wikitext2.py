@@ -26,9 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import best_of, machine, rounded
+from lmbook.batches import Batch, TokenStream
 from lmbook.bilstm import detach_state
+from lmbook.core import seed_everything
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
-from lmbook.training import Batch, TokenStream, TrainConfig, Trainer, seed_everything
+from lmbook.training import TrainConfig, Trainer
 
 RESULTS = Path(__file__).parent / "results" / "wikitext2.json"
 REFERENCE = {"model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6}  # data/README.md

@@ -7,7 +7,7 @@ __all__ = ['State', 'CELLS', 'RecurrentError', 'RNNCell', 'LSTMCell', 'GRUCell',
            'RecurrentConfig', 'sentence_lengths', 'Recurrent', 'detach_state', 'select_state', 'reset_state',
            'bio_tags', 'bio_spans', 'TaggerConfig', 'Tagger', 'TaggedSentences', 'tag_loss', 'around']
 
-# %% ../nbs/33_bilstm.ipynb #a399211f49
+# %% ../nbs/33_bilstm.ipynb #8ec568e74a
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from .training import IGNORE, Batch, Batches, evaluating
+from .batches import IGNORE, Batch, Batches
+from .core import evaluating
 
 # %% ../nbs/33_bilstm.ipynb #ace6e94ef2
 class RecurrentError(ValueError):

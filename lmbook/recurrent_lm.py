@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['States', 'RecurrentLMError', 'RecurrentLMConfig', 'same_mask', 'RecurrentLM', 'CarriedState']
 
-# %% ../nbs/34_recurrent_lm.ipynb #02eaf32de8
+# %% ../nbs/34_recurrent_lm.ipynb #a9c4e64ede
 import math
 from dataclasses import dataclass, fields
 from typing import Any
@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from .batches import IGNORE, Batch
 from .bilstm import CELLS, Recurrent, RecurrentConfig, State, detach_state
-from .training import IGNORE, Batch, evaluating
+from .core import evaluating
 
 # %% ../nbs/34_recurrent_lm.ipynb #7c07801c7f
 class RecurrentLMError(ValueError):

@@ -7,7 +7,7 @@ __all__ = ['MANY', 'EPOCHS', 'DEFAULTS', 'JUDGED', 'RunError', 'RunConfig', 'rea
            'seconds_per_step', 'plan_steps', 'Run', 'load_run', 'muon_and_adamw', 'train_run', 'draw_curve',
            'write_card', 'main']
 
-# %% ../nbs/44_runs.ipynb #cda2d13979
+# %% ../nbs/44_runs.ipynb #89498f64b3
 import argparse
 import copy
 import difflib
@@ -27,12 +27,15 @@ import numpy as np
 import torch
 
 from . import __version__
+from .batches import TokenStream, write_tokens
+from .checkpoints import Checkpoints, latest, load_weights
+from .core import best_device, seed_everything
 from .corpora import read_corpus
 from .generation import SamplingConfig, generate_text, regex_constraint, stream
 from .language_models import Evaluation, NGram, NGramConfig, evaluate
 from .optimizers import AdamW, Muon, Together
 from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError, write_whole
-from .training import TokenStream, TrainConfig, Trainer, best_device, latest, load_weights, next_token_loss, read_log, seed_everything, write_tokens
+from .training import TrainConfig, Trainer, next_token_loss, read_log
 from .transformer import PRESETS, Transformer, TransformerConfig, load_pretrained, preset, save_pretrained
 
 # %% ../nbs/44_runs.ipynb #42c53a27a6
@@ -183,7 +186,7 @@ def plan_steps(
     steps = int(config.minutes * 60 * 0.92 / took[dtype])  # the rest is for evaluations
     return {"steps": max(10, min(steps, EPOCHS * len(stream))), "dtype": dtype}
 
-# %% ../nbs/44_runs.ipynb #2d550a6fc2
+# %% ../nbs/44_runs.ipynb #301688f483
 @dataclass
 class Run:
     "A model with its tokenizer, as they come from a folder."
@@ -209,7 +212,7 @@ class Run:
 
 def load_run(
     folder: str | Path,  # of `train_run`; or any that `load_pretrained` reads, with a tokenizer beside
-    device: str = "auto",  # see lmbook.training.best_device
+    device: str = "auto",  # see lmbook.core.best_device
 ) -> Run:
     """A model and its tokenizer, ready to write.
 
@@ -239,7 +242,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 def _write_info(folder: Path, info: dict[str, Any]) -> None: write_whole(folder / "run.json", (json.dumps(info, indent=1, ensure_ascii=False) + "\n").encode())
 
-# %% ../nbs/44_runs.ipynb #144eb19a73
+# %% ../nbs/44_runs.ipynb #ac97bca53a
 DEFAULTS = {"optimizer": "muon", "lr": 0.02, "schedule": "linear", "weight_decay": 0.1, "keep": 1, "load_best": True}  # of training, unless the run says otherwise
 
 
@@ -322,7 +325,7 @@ def train_run(
     settings = DEFAULTS | {"warmup": min(100, plan["steps"] // 10), "eval_every": every, "save_every": every, "log_every": max(1, plan["steps"] // 100)} | config.train
     quick, run = _some(valid, tokenizer, JUDGED), Run(folder, model, tokenizer, info)
     if settings["optimizer"] == "muon": settings["optimizer"] = partial(muon_and_adamw, lr=settings["lr"], weight_decay=settings.pop("weight_decay"))
-    trainer = Trainer(model, batches, TrainConfig(steps=plan["steps"], seed=config.seed, **(settings | {"dtype": plan["dtype"]})), evaluate=lambda m: run.evaluate(quick).loss, folder=folder)
+    trainer = Trainer(model, batches, TrainConfig(steps=plan["steps"], seed=config.seed, **(settings | {"dtype": plan["dtype"]})), evaluate=lambda m: run.evaluate(quick).loss, checkpoints=Checkpoints(folder))
     folder.mkdir(parents=True, exist_ok=True)  # so far nothing was written
     _write_info(folder, info)
     if not kept:
@@ -403,7 +406,7 @@ The weights are a safetensors file, the tokenizer is a tokenizer.json. Whether t
 """
     write_whole(run.folder / "README.md", text.encode())
 
-# %% ../nbs/44_runs.ipynb #23d1b9f628
+# %% ../nbs/44_runs.ipynb #6c511acd4b
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="lmbook", description="Make a language model of your own text, and use it. `lmbook COMMAND --help` tells more.")
     parser.add_argument("--version", action="version", version=f"lmbook {__version__}")
@@ -459,7 +462,7 @@ def _parser() -> argparse.ArgumentParser:
     cut.add_argument("text", nargs="?", help="a text; - or none reads standard input")
     cut.add_argument("--file", metavar="SOURCE", help="a file or folder in place of a text")
     cut.add_argument("--ids", action="store_true", help="only the numbers")
-    cut.add_argument("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
+    cut.add_argument("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.batches.open_tokens")
     return parser
 
 

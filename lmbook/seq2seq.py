@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'BOS', 'EOS', 'Pair', 'ENCODERS', 'Seq2SeqError', 'ConvCon
            'receptive_field', 'ConvLM', 'copy_task', 'reverse_task', 'recall_task', 'Seq2SeqConfig', 'Memory',
            'turn_round', 'Encoder', 'Decoder', 'Seq2Seq', 'Accuracy', 'greedy_accuracy']
 
-# %% ../nbs/35_seq2seq.ipynb #2ac8f5c68f
+# %% ../nbs/35_seq2seq.ipynb #4d12d242e4
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batches import Examples
 from .bilstm import Recurrent, RecurrentConfig
+from .core import evaluating
 from .networks import LayerNorm
-from .training import Examples, evaluating
 
 # %% ../nbs/35_seq2seq.ipynb #9fca51cc10
 SPECIAL = 4  # ids below it are <pad>, <bos>, <eos> and <unk>, as in lmbook.tokenization

@@ -11,6 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lmbook.batches import IGNORE, Examples
 from lmbook.bilstm import (
     CELLS,
     GRUCell,
@@ -34,7 +35,8 @@ from lmbook.bilstm import (
     tag_loss,
     unroll,
 )
-from lmbook.training import IGNORE, Examples, TrainConfig, Trainer, load_weights, mean_loss, save_weights
+from lmbook.checkpoints import load_weights, save_weights
+from lmbook.training import TrainConfig, Trainer, mean_loss
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
 PAIRS = {"rnn": (RNNCell, nn.RNNCell), "lstm": (LSTMCell, nn.LSTMCell), "gru": (GRUCell, nn.GRUCell)}

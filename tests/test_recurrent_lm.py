@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lmbook.batches import IGNORE, Batch, Examples, TokenStream
 from lmbook.bilstm import RecurrentError
+from lmbook.checkpoints import Checkpoints, load_weights, save_weights
 from lmbook.language_models import evaluate
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
-from lmbook.training import IGNORE, Batch, Examples, TokenStream, TrainConfig, Trainer, TrainingError, load_weights, mean_loss, save_weights
+from lmbook.training import TrainConfig, Trainer, TrainingError, mean_loss
 
 V = 23
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
@@ -220,7 +222,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, cell):
         def stop(trainer, event, row):
             if event == "step" and trainer.step == until: trainer.stop("interrupted")
         config = TrainConfig(steps=24, lr=1e-2, eval_every=5, log_every=3, device="cpu")
-        trainer = Trainer(m, TokenStream(ids, 4, 9, contiguous=True), config, loss=loss, evaluate=TokenStream(ids[:200], 2, 9, contiguous=True), folder=folder, callbacks=[stop])
+        trainer = Trainer(m, TokenStream(ids, 4, 9, contiguous=True), config, loss=loss, evaluate=TokenStream(ids[:200], 2, 9, contiguous=True), checkpoints=folder and Checkpoints(folder), callbacks=[stop])
         history = trainer.fit()
         return m, loss, history
 
@@ -335,5 +337,5 @@ def test_a_batch_with_fewer_rows_cannot_carry():
 
 def test_another_loss_in_the_folder(tmp_path):
     stream, config = TokenStream(np.arange(300) % V, 2, 7, contiguous=True), TrainConfig(steps=3, device="cpu")
-    Trainer(model(), stream, config, loss=CarriedState(), folder=tmp_path).fit()
-    with pytest.raises(TrainingError, match="give the same loss"): Trainer(model(), TokenStream(np.arange(300) % V, 2, 7, contiguous=True), config, folder=tmp_path).fit()
+    Trainer(model(), stream, config, loss=CarriedState(), checkpoints=Checkpoints(tmp_path)).fit()
+    with pytest.raises(TrainingError, match="give the same loss"): Trainer(model(), TokenStream(np.arange(300) % V, 2, 7, contiguous=True), config, checkpoints=Checkpoints(tmp_path)).fit()

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmbook.batches import IGNORE, Examples, TokenStream, open_tokens, write_tokens
+from lmbook.checkpoints import Checkpoints, load_weights
 from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, clean, empty, normalise, read_shards
 from lmbook.language_models import NGram, NGramConfig, evaluate, floor
 from lmbook.networks import NeuralNGram, NeuralNGramConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, SentencePieceTokenizer, Tokenizer
-from lmbook.training import IGNORE, Examples, TokenStream, TrainConfig, Trainer, load_weights, open_tokens, write_tokens
+from lmbook.training import TrainConfig, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
         counts = batch.targets != IGNORE
         return -(log_p * counts).sum(), int(counts.sum())
 
-    history = Trainer(model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, folder=tmp_path / "run").fit()
+    history = Trainer(model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, checkpoints=Checkpoints(tmp_path / "run")).fit()
     assert history.stopped == "steps" and len(judged) == 3 and history.best == min(judged) and len(tokens) == len(stream.tokens)
     assert judged[-1] < judged[0] < math.log(V) + .5
 
