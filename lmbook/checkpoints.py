@@ -203,7 +203,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if content["format"] != 1: raise CheckpointError(f"{path} has format {content['format']}; this version of lmbook reads format 1.")
     return _unpack(content["state"], {name: tensor.clone() for name, tensor in load_file(path / "state.safetensors").items()})
 
-# %% ../nbs/23_checkpoints.ipynb #b3fb2b8913
+# %% ../nbs/23_checkpoints.ipynb #3cb8317ff5
 _FREE = {  # fields of a configuration that may differ when a run goes on
     "steps", "epochs", "eval_every", "patience", "load_best", "save_every", "keep", "log_every", "device", "compile",
 }  # fmt: skip
@@ -243,7 +243,7 @@ class Checkpoints:
             probe.unlink()
         except OSError as error:
             raise CheckpointError(
-                f"Nothing can be written to {self.folder} ({error.strerror}), so nothing was trained. Give another folder."
+                f"Nothing can be written to {self.folder} ({error.strerror}), so nothing was trained. Give another folder=."
             ) from error
         if trainer.step == 0: self.resume(trainer)
 

@@ -360,7 +360,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "identity": nn.Identity, "relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU, "silu": nn.SiLU,
 }  # fmt: skip
 
-# %% ../nbs/20_networks.ipynb #778746fe5a
+# %% ../nbs/20_networks.ipynb #995db3f170
 @dataclass(frozen=True)
 class MLPConfig:
     "A network of linear maps with bends between them."
@@ -395,7 +395,7 @@ class _Layer(nn.Module):
         c = config
         self.residual, self.norm_first, self.norm = c.residual, c.norm_first, NORMS[c.norm](c.d_model)
         self.act, self.dropout, self.linear = ACTIVATIONS[c.activation](), nn.Dropout(c.dropout), nn.Linear(c.d_model, c.d_model, c.bias)
-        self.linear.ends_branch = c.residual  # type: ignore[assignment] (to mypy all that a module holds is a tensor or a module)
+        self.linear.ends_branch = c.residual  # type: ignore[assignment]  # to mypy, a module holds tensors and modules
 
     def forward(self, x: Tensor) -> Tensor: # (..., d_model), as x
         new = self.linear(self.dropout(self.act(self.norm(x) if self.norm_first else x)))

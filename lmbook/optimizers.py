@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from .core import LmbookError
 
-# %% ../nbs/21_optimizers.ipynb #eee35e7d27
+# %% ../nbs/21_optimizers.ipynb #c7b3c25ee2
 class OptimizerError(LmbookError):
     "Something about an optimizer, its options, its gradients or its saved state that its user can mend. The message says how."
 
@@ -39,11 +39,11 @@ def _check_options(options: dict[str, Any]) -> None:
             if not isinstance(value, Real):
                 raise OptimizerError(f"{name} is {value!r}, a {type(value).__name__}; give a number. (A schedule changes it in "
                                      "optimizer.param_groups[i].)")
-            if not least <= value < below: raise OptimizerError(f"{name}={value!r}: it has to be at least {least} and below {below}.")
+            if not least <= float(value) < below: raise OptimizerError(f"{name}={value!r}: it has to be at least {least} and below {below}.")
     if len(options.get("betas", (0, 0))) != 2: raise OptimizerError(f"betas={options['betas']!r}: give two numbers, such as (0.9, 0.999).")
     if options.get("nesterov") and not options["momentum"]: raise OptimizerError("nesterov=True needs a momentum above 0, such as 0.9.")
 
-# %% ../nbs/21_optimizers.ipynb #0108761735
+# %% ../nbs/21_optimizers.ipynb #25498c4f16
 Group = dict[str, Any]  # {"params": [...], and options of its own}
 Params = Iterable[Tensor] | Iterable[Group]
 Tensors = list[Tensor]
@@ -133,7 +133,7 @@ class ListOptimizer(Optimizer):
     def _decay(self, p: Tensors, g: Tensors, group: Group) -> Tensors:  # the gradients to go by
         "Weight decay: shrink the parameters, or add to their gradients the gradient of weight_decay / 2 times their squared norm."
         if not group["weight_decay"]: return g
-        if not self.decoupled: return torch._foreach_add(g, p, alpha=group["weight_decay"])
+        if not self.decoupled: return list(torch._foreach_add(g, p, alpha=group["weight_decay"]))
         torch._foreach_mul_(p, 1 - group["lr"] * group["weight_decay"])
         return g
 
@@ -173,7 +173,7 @@ class ListOptimizer(Optimizer):
         self._check_saved(state_dict["param_groups"], state_dict["state"])
         super().load_state_dict(state_dict)
 
-# %% ../nbs/21_optimizers.ipynb #bff731f7e5
+# %% ../nbs/21_optimizers.ipynb #b426fc1ccd
 class SGD(ListOptimizer):
     "Stochastic gradient descent, with momentum (Polyak 1964) and Nesterov's variant of it (1983), as torch.optim.SGD without dampening."
 
@@ -201,7 +201,7 @@ class SGD(ListOptimizer):
             [b] = buffer
             torch._foreach_mul_(b, group["momentum"])
             torch._foreach_add_(b, g)
-            g = torch._foreach_add(g, b, alpha=group["momentum"]) if group["nesterov"] else b
+            g = list(torch._foreach_add(g, b, alpha=group["momentum"])) if group["nesterov"] else b
         torch._foreach_add_(p, g, alpha=-group["lr"])
 
     def fused_update(self, p: Tensors, g: Tensors, group: Group, t: int, *buffer: Tensors) -> None:

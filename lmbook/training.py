@@ -211,7 +211,7 @@ class TensorBoard:
                 if name != "step": self.writer.add_scalar(name, value, row["step"])
         elif event == "end": self.writer.close()
 
-# %% ../nbs/22_training.ipynb #b874a49981
+# %% ../nbs/22_training.ipynb #22fe01cce0
 @runtime_checkable
 class Stateful(Protocol):
     "What can say where it stands, and go back there: sources of batches, optimizers, some losses and callbacks."
@@ -304,7 +304,8 @@ class Trainer:
         self.factor, self.optimizer = config.factor(), config.make_optimizer(self.model)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.rates = [group["lr"] for group in self.optimizer.param_groups]  # what the schedule multiplies
-        self.step, self.tokens, self.history = 0, 0, History()
+        self.step, self.history = 0, History()
+        self.tokens: int | Tensor = 0  # how many counted
         self._sum, self._since = torch.zeros((), device=self.device), (time.perf_counter(), 0)  # since the last row
         self._counted: int | Tensor = 0
         self._norm: Tensor | None = None
@@ -329,7 +330,7 @@ class Trainer:
         elif self._random: set_random_state(self._random)  # go on in this process
         if self.checkpoints: self.checkpoints.start(self)
         if self.step >= self.total or self.history.stopped not in ("", "interrupted", "steps"): return self._finish()
-        self.history.stopped, self._stop, self._since = "", "", (time.perf_counter(), self.tokens)
+        self.history.stopped, self._stop, self._since = "", "", (time.perf_counter(), int(self.tokens))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         if self.step: self.save()  # where it failed, and there is room now

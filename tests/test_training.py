@@ -794,7 +794,7 @@ def test_a_run_with_another_architecture_is_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_noticed_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     trainer = run(tmp_path / "file" / "run")
-    assert "so nothing was trained" in message(trainer.fit, error=CheckpointError) and trainer.step == 0
+    assert "so nothing was trained. Give another folder=." in message(trainer.fit, error=CheckpointError) and trainer.step == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders have no write permission on Windows")
