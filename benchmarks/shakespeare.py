@@ -28,11 +28,13 @@ import torch.nn.functional as F
 
 from benchmarks.common import Benchmark, Option, Settings, in_turns, mean_sd, medians, ratio, run
 from lmbook.attention import attention_weights
+from lmbook.batches import TokenStream
+from lmbook.core import seed_everything
 from lmbook.generation import SamplingConfig, generate
 from lmbook.optimizers import clip_gradients
 from lmbook.runs import muon_and_adamw
 from lmbook.tokenization import CharTokenizer
-from lmbook.training import TokenStream, TrainConfig, Trainer, next_token_loss, seed_everything
+from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import Transformer, TransformerConfig, load_pretrained
 
 REFERENCE = {  # data/README.md

@@ -64,7 +64,10 @@ def test_log_softmax_gradient():
     assert torch.autograd.gradcheck(log_softmax, (s,))
 
 
-@given(st.integers(0, 10**6), st.sampled_from([(), (3,), (2, 4)]), st.sampled_from(["mean", "sum", "none"]), st.floats(0, .9), st.booleans())
+shapes, reductions = st.sampled_from([(), (3,), (2, 4)]), st.sampled_from(["mean", "sum", "none"])
+
+
+@given(st.integers(0, 10**6), shapes, reductions, st.floats(0, .9), st.booleans())
 @settings(deadline=None)
 def test_cross_entropy_is_torchs(seed, shape, reduction, smoothing, ignore):
     scores, dice = rand(*shape, 6, seed=seed).requires_grad_(), torch.Generator().manual_seed(seed)
@@ -96,7 +99,7 @@ def test_cross_entropy_over_nothing_is_zero_with_zero_gradient():
         (rand(2, 3), torch.tensor([0., 1.]), {}, "whole numbers, one class for each, not torch.float32"),
         (rand(2, 3), torch.tensor([True, False]), {}, "not torch.bool"),
         (rand(2, 3), torch.tensor([0, 1]), {"label_smoothing": 1.}, "label_smoothing=1.0 must be at least 0 and below 1"),
-        (rand(2, 3), torch.tensor([0, 1]), {"reduction": "average"}, "reduction is 'mean', 'sum' or 'none', not 'average'"),
+        (rand(2, 3), torch.tensor([0, 1]), {"reduction": "average"}, "no reduction='average'. Choose one of: mean, sum, none"),
     ],
 )
 def test_cross_entropy_says_what_is_wrong(scores, targets, options, says):
@@ -167,7 +170,10 @@ OPERATIONS = [
 ]  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.integers(0, len(OPERATIONS) - 1), st.integers(0, 50), st.integers(0, 50)), min_size=1, max_size=12), st.floats(-2, 2), st.floats(-2, 2))
+lines = st.tuples(st.integers(0, len(OPERATIONS) - 1), st.integers(0, 50), st.integers(0, 50))
+
+
+@given(st.lists(lines, min_size=1, max_size=12), st.floats(-2, 2), st.floats(-2, 2))
 def test_value_computes_what_autograd_computes(program, x, y):
     "Random programs, in which every number may be used any number of times."
 
@@ -212,7 +218,8 @@ def test_value_draws_itself():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_norms_are_torchs(dtype):
     x = (rand(3, 5, 16) * 3 + 1).to(dtype)
-    pairs = [(LayerNorm(16), nn.LayerNorm(16)), (LayerNorm(16, bias=False), nn.LayerNorm(16, bias=False)), (RMSNorm(16), nn.RMSNorm(16, eps=1e-6))]
+    unshifted = LayerNorm(16, bias=False), nn.LayerNorm(16, bias=False)
+    pairs = [(LayerNorm(16), nn.LayerNorm(16)), unshifted, (RMSNorm(16), nn.RMSNorm(16, eps=1e-6))]
     for ours, theirs in pairs:
         with torch.no_grad():
             ours.weight.copy_(rand(16, seed=1))
@@ -277,7 +284,7 @@ def test_init_leaves_other_parameters_alone_and_scales_branches():
 @pytest.mark.parametrize(
     "module, scheme, scale, says",
     [
-        (nn.Linear(2, 2), "he", False, "no scheme of initialisation 'he'. Choose one of: normal, uniform"),
+        (nn.Linear(2, 2), "he", False, "no scheme='he'. Choose one of: normal, uniform"),
         (nn.Linear(2, 2), "kaiming", True, "no layer has ends_branch"),
         (nn.ReLU(), "kaiming", False, "no nn.Linear in this ReLU"),
     ],
@@ -336,7 +343,8 @@ def test_scaled_branches_are_smaller():
     sizes = []
     for scale in (False, True):
         torch.manual_seed(0)
-        sizes.append([layer.linear.weight.std().item() for layer in MLP(MLPConfig(4, 4, 32, 5, residual=True, scale_residual=scale)).layers])
+        model = MLP(MLPConfig(4, 4, 32, 5, residual=True, scale_residual=scale))
+        sizes.append([layer.linear.weight.std().item() for layer in model.layers])
     assert np.allclose(np.divide(*sizes), 2)  # four branches
 
 
@@ -345,9 +353,11 @@ def test_scaled_branches_are_smaller():
     [
         ({"d_in": 0}, "d_in=0 must be a whole number, at least 1"), ({"d_out": 2.5}, "d_out=2.5 must be a whole number"),
         ({"d_model": True}, "d_model=True must be"), ({"n_layer": -1}, "n_layer=-1 must be"),
-        ({"activation": "swish"}, "no activation 'swish'. Choose one of: identity, relu"), ({"norm": "batch"}, "no norm 'batch'. Choose one of: none"),
-        ({"init": "he"}, "no scheme of initialisation 'he'"), ({"dropout": 1.}, "dropout=1.0 must be at least 0 and below 1"),
-        ({"scale_residual": True}, "needs residual=True"), ({"scale_residual": True, "residual": True, "n_layer": 1}, "n_layer of at least 2"),
+        ({"activation": "swish"}, "no activation='swish'. Choose one of: identity, relu"),
+        ({"norm": "batch"}, "no norm='batch'. Choose one of: none"),
+        ({"init": "he"}, "no init='he'"), ({"dropout": 1.}, "dropout=1.0 must be at least 0 and below 1"),
+        ({"scale_residual": True}, "needs residual=True"),
+        ({"scale_residual": True, "residual": True, "n_layer": 1}, "n_layer of at least 2"),
     ],
 )  # fmt: skip
 def test_mlp_config_says_what_is_wrong(options, says):
@@ -370,7 +380,8 @@ def test_signal_of_other_modules():
     model = NeuralNGram(NeuralNGramConfig(9, 2, 4, 5))
     assert signal_by_depth(model, torch.tensor([[1, 2, 3]]), (nn.Embedding, nn.Linear)).names == ("embed", "hidden", "out")
     assert signal_by_depth(nn.LSTM(3, 4), rand(5, 2, 3), nn.LSTM).forward.shape == (1,)
-    assert signal_by_depth(MLP(MLPConfig(3, 3, 4, 3)), rand(2, 3), lambda name, m: name.endswith("act")).names == ("layers.0.act", "layers.1.act", "act")
+    chosen = signal_by_depth(MLP(MLPConfig(3, 3, 4, 3)), rand(2, 3), lambda name, m: name.endswith("act"))
+    assert chosen.names == ("layers.0.act", "layers.1.act", "act")
     with pytest.raises(NetworkError, match="No module of that kind ran. The model's modules are: Embedding, Linear"):
         signal_by_depth(nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 2)), torch.tensor([0]), nn.Conv1d)
 
@@ -439,8 +450,9 @@ def test_neural_ngram_gradients_and_state():
 @pytest.mark.parametrize(
     "ids, says",
     [
-        (torch.tensor([1, 2]), r"shape \(B, T\), not \(2,\). For one text pass ids\[None\]"), (torch.tensor([[0, 7]]), "The id 7 is no word: they run from 0 to 6"),
-        (torch.tensor([[-100, 1]]), "The id -100 is no word"), (torch.tensor([[.5]]), "ids are whole numbers, not torch.float32"),
+        (torch.tensor([1, 2]), r"shape \(B, T\) and hold something, not \(2,\). For one text pass ids\[None\]"),
+        (torch.tensor([[0, 7]]), "The id 7 is no token: ids run from 0 to 6"),
+        (torch.tensor([[-100, 1]]), "The id -100 is no token"), (torch.tensor([[.5]]), "ids are whole numbers, not torch.float32"),
     ],
 )  # fmt: skip
 def test_neural_ngram_says_what_is_wrong(ids, says):
@@ -448,7 +460,9 @@ def test_neural_ngram_says_what_is_wrong(ids, says):
     with pytest.raises(NetworkError, match=says): model(ids)
 
 
-@pytest.mark.parametrize("options, says", [({"vocab_size": 0}, "vocab_size=0 must be"), ({"context": 0}, "context=0 must be"), ({"dropout": -.1}, "dropout=-0.1 must be")])
+@pytest.mark.parametrize("options, says", [
+    ({"vocab_size": 0}, "vocab_size=0 must be"), ({"context": 0}, "context=0 must be"), ({"dropout": -.1}, "dropout=-0.1 must be"),
+])  # fmt: skip
 def test_neural_ngram_config_says_what_is_wrong(options, says):
     with pytest.raises(NetworkError, match=says): NeuralNGramConfig(**({"vocab_size": 5} | options))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmbook.checkpoints import Checkpoints, load_weights
 from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, empty, normalise
 from lmbook.language_models import NGram, NGramConfig
 from lmbook.networks import NeuralNGram, NeuralNGramConfig
@@ -53,9 +54,7 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
         counts = batch.targets != IGNORE
         return -(log_p * counts).sum(), int(counts.sum())
 
-    history = Trainer(
-        model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, folder=tmp_path / "run"
-    ).fit()
+    history = Trainer(model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, checkpoints=Checkpoints(tmp_path / "run")).fit()
     assert history.stopped == "steps" and len(judged) == 3 and history.best == min(judged) and len(tokens) == len(stream.tokens)
     assert judged[-1] < judged[0] < math.log(V) + .5
 

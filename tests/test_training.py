@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -24,40 +25,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lmbook import training
-from lmbook.training import (
-    IGNORE,
-    Batch,
-    Batches,
+from lmbook import checkpoints, core, training
+from lmbook.batches import IGNORE, Batch, BatchError, Batches, Examples, TokenStream, open_tokens, pack_rows, write_tokens
+from lmbook.checkpoints import (
     CheckpointError,
-    Examples,
-    History,
-    Table,
-    TensorBoard,
-    TokenStream,
-    TrainConfig,
-    Trainer,
-    TrainingError,
-    ablate,
-    best_device,
+    Checkpoints,
+    Found,
     checkpoint_problem,
-    evaluating,
     latest,
     load_state,
     load_weights,
-    mean_loss,
-    next_token_loss,
-    open_tokens,
-    over_seeds,
-    pack_rows,
-    random_state,
-    read_log,
     save_checkpoint,
     save_weights,
-    seed_everything,
-    set_random_state,
-    write_tokens,
 )
+from lmbook.core import LmbookError, best_device, evaluating, random_state, seed_everything, set_random_state
+from lmbook.experiments import Table, ablate, over_seeds
+from lmbook.tokenization import ByteTokenizer, CharTokenizer
+from lmbook.training import History, TensorBoard, TrainConfig, Trainer, TrainingError, mean_loss, next_token_loss, read_log
 
 V = 30
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +107,8 @@ def test_an_epoch_teaches_each_token_once_whatever_the_rows(sizes, sort, how, sh
                 for ids, segments, positions in zip(batch.ids, batch.segments, batch.positions):
                     for number in range(1, int(segments.max()) + 1):  # each document of a row is one example, whole and in order
                         place = segments == number
-                        assert ids[place].tolist() in [e[:-1] for e in examples] and positions[place].tolist() == list(range(int(place.sum())))
+                        assert ids[place].tolist() in [e[:-1] for e in examples]
+                        assert positions[place].tolist() == list(range(int(place.sum())))
         assert found == Counter(wanted)
 
 
@@ -230,10 +215,13 @@ def test_map_changes_each_batch():
     (lambda: TokenStream([[1, 2]], 1, 1), "shape (1, 2)"),
     (lambda: TokenStream(np.arange(9), 1, 0), "at least 1"),
     (lambda: TokenStream(np.arange(9), 1, 2, shuffle=True, contiguous=True), "either shuffled or contiguous"),
-    (lambda: TokenStream(np.arange(99), 1, 2).load_state_dict(TokenStream(np.arange(50), 1, 2).state_dict()), "not the data of the checkpoint"),
+    (lambda: TokenStream(np.arange(99), 1, 2).load_state_dict(TokenStream(np.arange(50), 1, 2).state_dict()), "not the data of the che"),
+    (lambda: TokenStream.of("one text", ByteTokenizer(), batch_size=1, length=2), "Give several texts"),
+    (lambda: TokenStream.of(["no ids"], batch_size=1, length=2), "Text 0 should be a row of token ids"),
+    (lambda: TokenStream.of([], batch_size=1, length=2), "0 tokens make 0 windows"),
     (lambda: TokenStream(np.arange(9), 1, 2).load_state_dict(TokenStream(np.arange(9), 1, 2, seed=4).state_dict()), "'seed': 4"),
 ])  # fmt: skip
-def test_bad_data_get_one_clear_error(call, says): assert says in message(call)
+def test_bad_data_get_one_clear_error(call, says): assert says in message(call, error=BatchError)
 
 
 def test_tokens_on_disk(tmp_path):
@@ -250,18 +238,34 @@ def test_faults_of_token_files(tmp_path):
     path = tmp_path / "a.npy"
     write_tokens(path, [[1, 2, 3]], V)
     before = path.read_bytes()
-    assert f"The id {V} is not in a vocabulary of {V}" in message(write_tokens, path, [[1], [V]], V)
-    assert "The id -1 is" in message(write_tokens, path, [[-1]], V)
-    assert "no tokens" in message(write_tokens, path, [], V)
+    assert f"The id {V} is not in a vocabulary of {V}" in message(write_tokens, path, [[1], [V]], V, error=BatchError)
+    assert "The id -1 is" in message(write_tokens, path, [[-1]], V, error=BatchError)
+    assert "no tokens" in message(write_tokens, path, [], V, error=BatchError)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["a.npy"]  # nothing was replaced, nothing is left over
     path.write_bytes(before[:-1])
-    assert "is torn" in message(open_tokens, path)
+    assert "is torn" in message(open_tokens, path, error=BatchError)
     path.write_bytes(b"tokens")
-    assert "is torn, or is no file of tokens" in message(open_tokens, path)
+    assert "is torn, or is no file of tokens" in message(open_tokens, path, error=BatchError)
     np.save(path, np.ones((2, 2)))
-    assert "no row of token ids" in message(open_tokens, path)
-    assert "`write_tokens` makes one" in message(open_tokens, tmp_path / "b.npy")
-    assert "cannot be written" in message(write_tokens, tmp_path / "no" / "a.npy", [1], V)
+    assert "no row of token ids" in message(open_tokens, path, error=BatchError)
+    assert "`write_tokens` makes one" in message(open_tokens, tmp_path / "b.npy", error=BatchError)
+    assert "cannot be written" in message(write_tokens, path / "a.npy", [1], V, error=BatchError)  # below a file
+
+
+@given(st.lists(st.text("ab. ", max_size=9), min_size=1, max_size=20), st.sampled_from([None, True, False]))
+def test_texts_become_one_stream(texts, marks):
+    tokenizer = ByteTokenizer()
+    ends = marks is not False  # None: where the tokenizer has them, and this one has
+    wanted = [i for text in texts for i in tokenizer.encode(text, bos=ends, eos=ends)]
+    if len(wanted) < 2: return
+    stream = TokenStream.of(iter(texts), tokenizer, batch_size=1, length=1, bos=marks, eos=marks, seed=3, shuffle=False)
+    assert stream.tokens.tolist() == wanted and stream.seed == 3 and not stream.shuffle
+    rows = [tokenizer.encode(text, bos=ends, eos=ends) for text in texts]
+    for kind in (rows, map(np.array, rows), map(torch.tensor, rows)):
+        assert TokenStream.of(kind, batch_size=1, length=1, contiguous=True).tokens.tolist() == wanted
+    bare = CharTokenizer(sorted("ab. "), specials=("<unk>",))  # it has no marks
+    plain = [i for text in texts for i in bare.encode(text)]
+    if len(plain) > 1: assert TokenStream.of(texts, bare, batch_size=1, length=1).tokens.tolist() == plain
 
 
 # ---------------------------------------------------------------- losses
@@ -338,15 +342,19 @@ def test_the_schedule_multiplies_the_rate_of_each_group():
         return torch.optim.SGD([{"params": [model[0].weight], "lr": 0.1}, {"params": list(model[2].parameters()), "lr": 0.01}], lr=1.0)
 
     seen = []
-    Trainer(tiny(), Examples(sentences(), batch_size=8), config(warmup=0, steps=4, optimizer=two_rates, schedule=lambda step, total: 1 - step / total),
-            callbacks=[lambda t, event, row: seen.append([g["lr"] for g in t.optimizer.param_groups]) if event == "step" else None]).fit()  # fmt: skip
+    def listen(trainer, event, row):
+        if event == "step": seen.append([g["lr"] for g in trainer.optimizer.param_groups])
+
+    straight = config(warmup=0, steps=4, optimizer=two_rates, schedule=lambda step, total: 1 - step / total)
+    Trainer(tiny(), Examples(sentences(), batch_size=8), straight, callbacks=[listen]).fit()
     assert np.allclose(seen, [[0.1 * f, 0.01 * f] for f in (1, 0.75, 0.5, 0.25)])
 
 
 @pytest.mark.parametrize("schedule", list(training.SCHEDULES))
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rmsprop", "adam", "adamw", "lion"])
 def test_every_schedule_and_optimizer_by_name(schedule, optimizer):
-    trainer = Trainer(tiny(), Examples(sentences(), batch_size=8), config(steps=6, schedule=schedule, optimizer=optimizer, warmup=0, weight_decay=0.1))
+    how = config(steps=6, schedule=schedule, optimizer=optimizer, warmup=0, weight_decay=0.1)
+    trainer = Trainer(tiny(), Examples(sentences(), batch_size=8), how)
     assert len(trainer.fit().rows) == 2
 
 
@@ -365,7 +373,8 @@ def test_patience_and_the_best_weights():
         kept[len(kept)] = [p.clone() for p in model.parameters()]
         return {"loss aside": next(values), "other": 1.0}
 
-    trainer = Trainer(tiny(), Examples(sentences(), batch_size=8), config(eval_every=2, patience=2, min_delta=0.05, load_best=True), evaluate=evaluate)
+    how = config(eval_every=2, patience=2, min_delta=0.05, load_best=True)
+    trainer = Trainer(tiny(), Examples(sentences(), batch_size=8), how, evaluate=evaluate)
     history = trainer.fit()
     assert (history.best, history.best_step, history.stopped, trainer.step) == (2.0, 4, "patience", 8)  # 1.99 is not better by 0.05
     assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), kept[1]))
@@ -397,7 +406,8 @@ def test_other_iterables_of_batches(kind):
 
 
 def test_a_generator_is_read_once_and_says_so():
-    assert "A generator can be read only once" in message(Trainer(tiny(), (b for b in Examples(sentences(), batch_size=8).read()), config()).fit)
+    once = (b for b in Examples(sentences(), batch_size=8).read())
+    assert "A generator can be read only once" in message(Trainer(tiny(), once, config()).fit)
     assert "give steps=" in message(Trainer, tiny(), (b for b in ()), TrainConfig(epochs=1, device="cpu"))
     assert "no batches" in message(Trainer, tiny(), [], TrainConfig(epochs=1, device="cpu"))
     assert "no more batches" in message(Trainer(tiny(), [], config()).fit)
@@ -421,18 +431,23 @@ def test_nan_is_never_saved(tmp_path):
         total, count = next_token_loss(model, batch)
         return total * (math.nan if len(calls) > 4 else 1), count
 
-    trainer = Trainer(tiny(), Examples(sentences(), batch_size=8), config(save_every=1, log_every=20), loss=breaks, folder=tmp_path)
+    data, how = Examples(sentences(), batch_size=8), config(save_every=1, log_every=20)
+    trainer = Trainer(tiny(), data, how, loss=breaks, checkpoints=Checkpoints(tmp_path))
     assert "Step 5: the loss is nan. The checkpoint of step 4 is from before" in message(trainer.fit)
     assert latest(tmp_path).step == 4
 
 
 @pytest.mark.parametrize(("options", "says"), [
-    ({}, "either steps= or epochs="), ({"steps": 1, "epochs": 1}, "either steps= or epochs="), ({"steps": 0}, "steps must be at least 1"),
-    ({"steps": 9, "lr": 0.0}, "lr must be above 0"), ({"steps": 9, "lr": math.nan}, "lr must be above 0"), ({"steps": 9, "warmup": 9}, "must be shorter"),
-    ({"steps": 9, "patience": 2}, "give eval_every="), ({"steps": 9, "clip": 0.0}, "clip must be above 0"), ({"steps": 9, "keep": 0}, "keep must be"),
-    ({"steps": 9, "schedule": "cosinus"}, "There is no schedule 'cosinus'; there are"), ({"steps": 9, "optimizer": "adamm"}, "no optimizer 'adamm'"),
-    ({"steps": 9, "dtype": "float8"}, "'float32' or 'bfloat16'"), ({"steps": 9, "warmup": 2, "schedule": lambda s, t: 1.0}, "put it into your function"),
-    ({"steps": 9, "weight_decay": 0.1, "optimizer": lambda m: None}, "put it into your function"), ({"steps": 9, "weight_decay": -1.0}, "must not be"),
+    ({}, "either steps= or epochs="), ({"steps": 1, "epochs": 1}, "either steps= or epochs="),
+    ({"steps": 0}, "steps=0 must be a whole number, at least 1"), ({"steps": 9, "keep": 0}, "keep=0 must be a whole number, at least 1"),
+    ({"steps": 9, "lr": 0.0}, "lr=0.0 must be above 0"), ({"steps": 9, "lr": math.nan}, "lr=nan must be above 0"),
+    ({"steps": 9, "weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"), ({"steps": 9, "warmup": 9}, "must be shorter"),
+    ({"steps": 9, "patience": 2}, "give eval_every="), ({"steps": 9, "clip": 0.0}, "clip must be above 0"),
+    ({"steps": 9, "schedule": "cosinus"}, "There is no schedule='cosinus'. Choose one of: constant, linear, cosine"),
+    ({"steps": 9, "optimizer": "adamm"}, "no optimizer='adamm'. Choose one of: sgd, adagrad"),
+    ({"steps": 9, "dtype": "float8"}, "no dtype='float8'. Choose one of: float32, bfloat16"),
+    ({"steps": 9, "warmup": 2, "schedule": lambda s, t: 1.0}, "put it into your function"),
+    ({"steps": 9, "weight_decay": 0.1, "optimizer": lambda m: None}, "put it into your function"),
 ])  # fmt: skip
 def test_a_configuration_that_disagrees_with_itself(options, says): assert says in message(TrainConfig, **options)
 
@@ -440,15 +455,18 @@ def test_a_configuration_that_disagrees_with_itself(options, says): assert says 
 def test_relations_with_what_is_trained(tmp_path):
     data = Examples(sentences(), batch_size=8)
     assert "give evaluate=" in message(Trainer, tiny(), data, config(eval_every=2))
-    assert "give folder=" in message(Trainer, tiny(), data, config(save_every=2))
-    assert "warmup (8) must be shorter than the training (8 steps)" in message(Trainer, tiny(), data, TrainConfig(epochs=1, warmup=8, device="cpu"))
+    assert "give checkpoints=" in message(Trainer, tiny(), data, config(save_every=2))
+    long = TrainConfig(epochs=1, warmup=8, device="cpu")
+    assert "warmup (8) must be shorter than the training (8 steps)" in message(Trainer, tiny(), data, long)
 
 
 # ---------------------------------------------------------------- chance and devices
 
 
 def test_all_dice_are_put_back():
-    def throw(): return np.random.rand(), np.random.randn(), torch.rand(2).tolist(), torch.randn(1).item(), __import__("random").gauss(0, 1)  # noqa: NPY002
+    def throw():
+        ours = np.random.rand(), np.random.randn()  # noqa: NPY002
+        return *ours, torch.rand(2).tolist(), torch.randn(1).item(), random.gauss(0, 1)
 
     seed_everything(3)
     throw()  # leaves half a pair of normal numbers behind
@@ -460,14 +478,15 @@ def test_all_dice_are_put_back():
     a = throw()
     seed_everything(3)
     assert throw() == a
-    assert "2**32 - 1, not -1" in message(seed_everything, -1)
+    assert "2**32 - 1, not -1" in message(seed_everything, -1, error=LmbookError)
 
 
 def test_devices():
     assert best_device("cpu") == torch.device("cpu") and best_device().type in ("cpu", "cuda", "mps")
-    assert "knows no device 'gpu'" in message(best_device, "gpu")
-    assert f"'cuda:{torch.cuda.device_count()}' here: PyTorch sees" in message(best_device, f"cuda:{torch.cuda.device_count()}")
-    if not torch.backends.mps.is_available(): assert "no 'mps' here" in message(best_device, "mps")
+    assert "knows no device 'gpu'" in message(best_device, "gpu", error=LmbookError)
+    beyond = f"cuda:{torch.cuda.device_count()}"
+    assert f"{beyond!r} here: PyTorch sees" in message(best_device, beyond, error=LmbookError)
+    if not torch.backends.mps.is_available(): assert "no 'mps' here" in message(best_device, "mps", error=LmbookError)
 
 
 # ---------------------------------------------------------------- resuming
@@ -476,8 +495,11 @@ def test_devices():
 def run(folder=None, callbacks=(), model=None, data=None, **changes) -> Trainer:
     options = {"eval_every": 4, "patience": 5, "accumulate": 2, "weight_decay": 0.1, **changes}
     if folder is not None: options.setdefault("save_every", 5)
-    return Trainer(model or tiny(), data or Examples(sentences(), batch_size=8, sort=2), config(**options), callbacks=callbacks, folder=folder,
-                   evaluate=Examples(sentences(20, seed=1), batch_size=5))  # fmt: skip
+    return Trainer(model or tiny(), data or Examples(sentences(), batch_size=8, sort=2), config(**options), callbacks=callbacks,
+                   evaluate=Examples(sentences(20, seed=1), batch_size=5), checkpoints=kept(folder))  # fmt: skip
+
+
+def kept(folder) -> Checkpoints | None: return None if folder is None else Checkpoints(folder)
 
 
 class Unplugged(Exception): pass
@@ -522,7 +544,7 @@ def test_a_recurrent_model_carries_its_state_over_a_break(tmp_path):
 
     def make(folder=None, callbacks=()):
         stream = TokenStream(np.random.default_rng(0).integers(0, V, 400), 4, 8, contiguous=True)
-        return Trainer(Recurrent(), stream, config(steps=20), loss=loss, folder=folder, callbacks=callbacks)
+        return Trainer(Recurrent(), stream, config(steps=20), loss=loss, checkpoints=kept(folder), callbacks=callbacks)
 
     whole = make()
     whole.fit()
@@ -548,13 +570,14 @@ def test_callbacks_and_losses_with_a_state_are_saved_too(tmp_path):
             self.calls = state["calls"]
 
     def make(callbacks=()):
-        return Trainer(tiny(), Examples(sentences(), batch_size=8), config(save_every=4), loss=Counting(), folder=tmp_path, callbacks=callbacks)
+        return Trainer(tiny(), Examples(sentences(), batch_size=8), config(save_every=4), loss=Counting(), callbacks=callbacks,
+                       checkpoints=Checkpoints(tmp_path))  # fmt: skip
 
     with pytest.raises(Unplugged): make([unplug(10)]).fit()
     again = make()
     again.fit()
     assert again.loss.calls == 24
-    other = Trainer(tiny(), Examples(sentences(), batch_size=8), config(steps=30, save_every=4), folder=tmp_path)
+    other = Trainer(tiny(), Examples(sentences(), batch_size=8), config(steps=30, save_every=4), checkpoints=Checkpoints(tmp_path))
     assert "give the same loss and callbacks" in message(other.fit)
 
 
@@ -562,7 +585,8 @@ def test_a_plain_iterable_begins_its_epoch_anew(tmp_path):
     class Again:
         def __iter__(self): return iter(list(Examples(sentences(), batch_size=8).read()))
 
-    def make(callbacks=()): return Trainer(tiny(), Again(), config(save_every=5), folder=tmp_path, callbacks=callbacks)
+    def make(callbacks=()):
+        return Trainer(tiny(), Again(), config(save_every=5), checkpoints=Checkpoints(tmp_path), callbacks=callbacks)
 
     with pytest.raises(Unplugged): make([unplug(12)]).fit()
     again = make()
@@ -581,8 +605,9 @@ def test_a_finished_run_is_not_trained_again_and_gives_its_best_weights(tmp_path
 
 def test_only_wanted_checkpoints_stay(tmp_path):
     values = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0])
-    trainer = Trainer(tiny(), Examples(sentences(), batch_size=8), config(save_every=2, keep=2, eval_every=4), evaluate=lambda m: next(values), folder=tmp_path)
-    trainer.fit()
+    how = config(save_every=2, keep=2, eval_every=4)
+    data = Examples(sentences(), batch_size=8)
+    Trainer(tiny(), data, how, evaluate=lambda m: next(values), checkpoints=Checkpoints(tmp_path)).fit()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.jsonl", "step-000008", "step-000022", "step-000024"]
     assert not any(checkpoint_problem(p) for p in tmp_path.glob("step-*"))
 
@@ -621,7 +646,7 @@ def test_ctrl_c_finishes_the_step_saves_and_goes_on(tmp_path):
     np.random.rand()  # noqa: NPY002 (somebody throws dice in between)
     assert stopped.fit() == whole.history and same(stopped.model, whole.model)  # in this one
     for path in tmp_path.glob("step-*"):
-        if path.name > "step-000007": training._remove(path)
+        if path.name > "step-000007": checkpoints._remove(path)
     assert other.fit() == whole.history and same(other.model, whole.model)
 
 
@@ -662,7 +687,8 @@ def test_a_torn_checkpoint_is_found_out_and_passed_over(tmp_path, name, fault):
     if fault == "gone": path.unlink()
     else: path.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "flip": data[:30] + bytes([data[30] ^ 1]) + data[31:]}[fault])
     found = latest(tmp_path)
-    assert 0 < found.step < newest.step and [torn for torn, _ in found.torn] == [newest.path.name] and name in found.torn[0][1] + "manifest.json"
+    assert 0 < found.step < newest.step and [torn for torn, _ in found.torn] == [newest.path.name]
+    assert name in found.torn[0][1] + "manifest.json"
     assert "`latest` finds one that is whole" in message(load_state, newest.path, error=CheckpointError)
     again = run(tmp_path, [lambda *_: None])
     with pytest.warns(UserWarning, match=f"{newest.path.name} is passed over"): again.fit()
@@ -670,7 +696,7 @@ def test_a_torn_checkpoint_is_found_out_and_passed_over(tmp_path, name, fault):
 
 
 def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
-    done, sync, rename = [], training._sync, Path.rename
+    done, sync, rename = [], core._to_disk, Path.rename
 
     def watched_sync(path):
         sync(path)
@@ -680,19 +706,19 @@ def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch
         done.append(("rename", path.name))
         return rename(path, target)
 
-    monkeypatch.setattr(training, "_sync", watched_sync)
+    monkeypatch.setattr(core, "_to_disk", watched_sync)
     monkeypatch.setattr(Path, "rename", watched_rename)
     path = save_checkpoint(tmp_path, 3, tiny(), {"a": 1})
-    at = done.index(("rename", ".writing-000003"))
-    assert {name for what, name in done[:at] if what == "sync"} == {*(p.name for p in path.iterdir()), ".writing-000003"}
+    at = done.index(("rename", ".writing-step-000003"))
+    assert {name for what, name in done[:at] if what == "sync"} == {*(p.name for p in path.iterdir()), ".writing-step-000003"}
     assert done[at + 1 :] == [("sync", tmp_path.name)]
 
 
 def test_nothing_but_torn_checkpoints(tmp_path):
-    assert latest(tmp_path / "nothing") == training.Found(None, 0)
+    assert latest(tmp_path / "nothing") == Found(None, 0)
     save_checkpoint(tmp_path, 3, tiny(), {})
     (tmp_path / "step-000003" / "manifest.json").unlink()
-    assert latest(tmp_path) == training.Found(None, 0, (("step-000003", "manifest.json is missing"),))
+    assert latest(tmp_path) == Found(None, 0, (("step-000003", "manifest.json is missing"),))
 
 
 def test_nothing_is_pickled(tmp_path):
@@ -702,7 +728,8 @@ def test_nothing_is_pickled(tmp_path):
         assert path.suffix in (".json", ".jsonl", ".safetensors")
         assert not path.read_bytes().startswith((b"\x80", b"PK"))
         if path.suffix == ".json": json.loads(path.read_text(encoding="utf-8"))
-    assert "state.thing is a function" in message(save_checkpoint, tmp_path, 99, tiny(), {"thing": print and (lambda: 0)}, error=CheckpointError)
+    state = {"thing": print and (lambda: 0)}
+    assert "state.thing is a function" in message(save_checkpoint, tmp_path, 99, tiny(), state, error=CheckpointError)
 
 
 class TwoNames(nn.Module):
@@ -728,7 +755,7 @@ def test_tied_shared_and_crossed_tensors_come_back(tmp_path):
     from safetensors.torch import load_file
 
     assert "out.weight" not in load_file(tmp_path / "a.safetensors")
-    trainer = Trainer(TwoNames(), Examples(sentences(), batch_size=8), config(save_every=5), folder=tmp_path / "run")
+    trainer = Trainer(TwoNames(), Examples(sentences(), batch_size=8), config(save_every=5), checkpoints=Checkpoints(tmp_path / "run"))
     trainer.fit()
     assert trainer.model.out.weight is trainer.model.token.weight
 
@@ -750,7 +777,8 @@ def test_another_architecture_is_described_and_changes_nothing(tmp_path):
     other = nn.Sequential(nn.Embedding(V, 9), nn.Dropout(0.1), nn.Identity(), nn.Linear(9, V))
     before = [p.clone() for p in other.parameters()]
     text = message(load_weights, other, tmp_path / "a.safetensors", error=CheckpointError)
-    assert "missing in the file: 3.weight, 3.bias" in text and "not in the model: 2." in text and "0.weight (30, 8) in the file, (30, 9)" in text
+    assert "missing in the file: 3.weight, 3.bias" in text and "not in the model: 2." in text
+    assert "0.weight (30, 8) in the file, (30, 9)" in text
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters()))
     (tmp_path / "a.safetensors").write_bytes(b"no")
     assert "cannot be read" in message(load_weights, other, tmp_path / "a.safetensors", error=CheckpointError)
@@ -766,7 +794,7 @@ def test_a_run_with_another_architecture_is_refused(tmp_path):
 def test_a_folder_that_cannot_be_written_is_noticed_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     trainer = run(tmp_path / "file" / "run")
-    assert "so nothing was trained" in message(trainer.fit, error=CheckpointError) and trainer.step == 0
+    assert "so nothing was trained. Give another folder=." in message(trainer.fit, error=CheckpointError) and trainer.step == 0
 
 
 @pytest.mark.skipif(os.name == "nt", reason="folders have no write permission on Windows")
@@ -789,13 +817,15 @@ import resource, sys, torch
 from pathlib import Path
 from tests.test_training import run, same, latest, CheckpointError, config, Examples, sentences
 from torch import nn
-from lmbook.training import Trainer, steps_in
+from lmbook.checkpoints import Checkpoints, steps_in
+from lmbook.training import Trainer
 torch.set_num_threads(1)
 
 def make(folder, callbacks=()):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Embedding(30, 8), nn.Dropout(.3), nn.Linear(8, 30))
-    return Trainer(model, Examples(sentences(), batch_size=8), config(steps=20, save_every=5), folder=folder, callbacks=callbacks)
+    how = config(steps=20, save_every=5)
+    return Trainer(model, Examples(sentences(), batch_size=8), how, checkpoints=Checkpoints(folder), callbacks=callbacks)
 
 def fills_up(trainer, event, row):  # from here on no file may grow beyond 2,000 bytes
     if event == "step" and row["step"] == 13: resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
@@ -817,7 +847,8 @@ print("the same")
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no limit on the size of files")
 def test_a_full_disk_loses_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "-c", DISK_FULL, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"TQDM_DISABLE": "1"})
+    environment, command = os.environ | {"TQDM_DISABLE": "1"}, [sys.executable, "-c", DISK_FULL, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert "checkpoint of step 15 cannot be written" in done.stdout and "File too large" in done.stdout and "the same" in done.stdout
     assert "The newest whole one is step-000010. Make room" in done.stdout
@@ -903,7 +934,7 @@ def test_importing_is_light():
     "The core is enough: no TensorBoard, no data sets, no pictures."
     code = textwrap.dedent("""
         import sys
-        import lmbook.training
+        import lmbook.checkpoints, lmbook.experiments, lmbook.training
         print([m for m in ("tensorboard", "datasets", "matplotlib", "IPython") if m in sys.modules])
     """)
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"

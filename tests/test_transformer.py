@@ -21,7 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmbook.attention import LearnedPositions
-from lmbook.training import Examples, TokenStream, TrainConfig, Trainer, load_weights, next_token_loss, save_weights
+from lmbook.batches import Examples, TokenStream
+from lmbook.checkpoints import load_weights, save_weights
+from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import (
     BENDS,
     GATED,
