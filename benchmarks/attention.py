@@ -34,11 +34,12 @@ from lmbook.attention import (
     online_attention,
     sinusoidal,
 )
+from lmbook.batches import Examples, TokenStream
 from lmbook.networks import MLP, LayerNorm, MLPConfig, init_weights
 from lmbook.recurrent import Recurrent, RecurrentConfig
 from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
-from lmbook.training import Examples, TokenStream, TrainConfig, Trainer
+from lmbook.training import TrainConfig, Trainer
 
 ROWS, WIDTH, HEADS = 4, 256, 4
 LENGTHS = (64, 128, 256, 512, 1024, 2048)

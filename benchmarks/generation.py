@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, run
+from lmbook.batches import Examples
 from lmbook.generation import KVCache, SamplingConfig, generate, speculative
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
-from lmbook.training import Examples, TrainConfig, Trainer
+from lmbook.training import TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig, save_pretrained
 
 LENGTHS = (16, 64, 256, 1024)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, in_turns, medians, ratio, run
-from lmbook.optimizers import SGD, AdaGrad, Adam, AdamW, Lion, Muon, RMSProp, clip_gradients
+from lmbook.optimizers import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop, clip_gradients
 
 Shapes = list[tuple[int, ...]]
 BAR = 1.2  # our step may take so many times as long as torch.optim's fastest
@@ -43,8 +43,8 @@ def ways() -> dict[str, dict[str, Callable[[list[nn.Parameter]], torch.optim.Opt
     "For each optimizer: ours (as it comes; on lists only), and what torch.optim has (as it comes on a CPU: a loop; lists; fused)."
     table = {
         "SGD": (SGD, "SGD", {"lr": 1e-3}), "momentum": (SGD, "SGD", {"lr": 1e-3, "momentum": 0.9}),
-        "Nesterov": (SGD, "SGD", {"lr": 1e-3, "momentum": 0.9, "nesterov": True}), "AdaGrad": (AdaGrad, "Adagrad", {"lr": 1e-3}),
-        "RMSProp": (RMSProp, "RMSprop", {"lr": 1e-3}), "Adam": (Adam, "Adam", {"lr": 1e-3}),
+        "Nesterov": (SGD, "SGD", {"lr": 1e-3, "momentum": 0.9, "nesterov": True}), "Adagrad": (Adagrad, "Adagrad", {"lr": 1e-3}),
+        "RMSprop": (RMSprop, "RMSprop", {"lr": 1e-3}), "Adam": (Adam, "Adam", {"lr": 1e-3}),
         "AdamW": (AdamW, "AdamW", {"lr": 1e-3, "weight_decay": 0.1}), "Lion": (Lion, "", {"lr": 1e-4}),
         "Muon": (Muon, "Muon", {"lr": 1e-3, "weight_decay": 0.1}),
     }

@@ -25,12 +25,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, in_turns, mean, medians, run
+from lmbook.batches import Batch, Examples, TokenStream
 from lmbook.language_models import NGram, NGramConfig
 from lmbook.perplexity import Evaluation, choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, States, same_mask
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
-from lmbook.training import Batch, Examples, TokenStream, TrainConfig, Trainer
+from lmbook.training import TrainConfig, Trainer
 
 EDGES, EPOCHS = (2, 4, 6, 8, 12, 20, 100), 2
 BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3, options=[Option("stories", 5000, 12, "that the models read")])

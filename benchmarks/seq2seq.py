@@ -28,9 +28,11 @@ import torch
 from torch import nn
 
 from benchmarks.common import Benchmark, Settings, in_turns, ratio, run, spread
+from lmbook.batches import Examples
+from lmbook.core import evaluating, seed_everything
 from lmbook.seq2seq import SPECIAL, ConvConfig, ConvEncoder, Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy, receptive_field
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
-from lmbook.training import Examples, TrainConfig, Trainer, evaluating, mean_loss, seed_everything
+from lmbook.training import TrainConfig, Trainer, mean_loss
 
 LETTERS = 8
 UNITS = ("<pad>", "<bos>", "<eos>", "<unk>")

@@ -31,8 +31,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, run
+from lmbook.batches import Examples, TokenStream
+from lmbook.checkpoints import latest
+from lmbook.core import seed_everything
 from lmbook.optimizers import AdamW, clip_gradients, cosine, parameter_groups
-from lmbook.training import Examples, JsonLog, TokenStream, TrainConfig, Trainer, latest, seed_everything
+from lmbook.training import JsonLog, TrainConfig, Trainer
 
 LR, WARMUP = 1e-3, 5
 BENCHMARK = Benchmark(

@@ -23,12 +23,14 @@ import torch.nn.functional as F
 
 from benchmarks.common import Benchmark, Settings, in_turns, ratio, run
 from benchmarks.seq2seq import Pairs, nats
+from lmbook.batches import Examples
+from lmbook.experiments import ablate
 from lmbook.language_models import NGram, NGramConfig
 from lmbook.perplexity import choice_nats, dependencies, evaluate, floor
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
-from lmbook.training import Examples, TrainConfig, Trainer, ablate
+from lmbook.training import TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig, count_parameters, save_pretrained
 
 TODAY = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": False}

@@ -27,10 +27,11 @@ from gensim.models import KeyedVectors, Word2Vec
 from torch import nn
 
 from benchmarks.common import HERE, Benchmark, Option, Settings, best_of, fastest, in_turns, mean_sd, run
+from lmbook.batches import Batch
 from lmbook.corpora import words as words_of
 from lmbook.embeddings import WordVectors
 from lmbook.tokenization import jieba_words
-from lmbook.training import Batch, TrainConfig, Trainer
+from lmbook.training import TrainConfig, Trainer
 from lmbook.vectors import embedding_layer, open_vectors, read_vectors, stream_vectors, write_vectors
 
 D = 100

@@ -25,9 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import Benchmark, Option, Settings, best_of, run
+from lmbook.batches import Batch, TokenStream
+from lmbook.core import seed_everything
 from lmbook.recurrent import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
-from lmbook.training import Batch, TokenStream, TrainConfig, Trainer, seed_everything
+from lmbook.training import TrainConfig, Trainer
 
 REFERENCE = {  # data/README.md
     "model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6,

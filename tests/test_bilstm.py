@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lmbook.batches import IGNORE
 from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, around, bio_spans, bio_tags, influence, tag_loss
+from lmbook.checkpoints import load_weights, save_weights
 from lmbook.recurrent import Recurrent, RecurrentConfig, RecurrentError, sentence_lengths
-from lmbook.training import IGNORE, TrainConfig, Trainer, load_weights, mean_loss, save_weights
+from lmbook.training import TrainConfig, Trainer, mean_loss
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
 

@@ -8,6 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lmbook.batches import Examples
 from lmbook.core import LmbookError
 from lmbook.recurrent import (
     CELLS,
@@ -23,7 +24,6 @@ from lmbook.recurrent import (
     select_state,
     unroll,
 )
-from lmbook.training import Examples
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
 PAIRS = {"rnn": (RNNCell, nn.RNNCell), "lstm": (LSTMCell, nn.LSTMCell), "gru": (GRUCell, nn.GRUCell)}

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lmbook.batches import IGNORE, Batch, Examples, TokenStream
+from lmbook.checkpoints import load_weights, save_weights
 from lmbook.perplexity import evaluate
 from lmbook.recurrent import RecurrentError
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
-from lmbook.training import IGNORE, Batch, Examples, TokenStream, TrainConfig, Trainer, TrainingError, load_weights, mean_loss, save_weights
+from lmbook.training import TrainConfig, Trainer, TrainingError, mean_loss
 
 V = 23
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}

@@ -16,6 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmbook.batches import TokenStream, open_tokens
+from lmbook.checkpoints import latest
 from lmbook.generation import SamplingConfig
 from lmbook.runs import (
     MANY,
@@ -34,7 +36,7 @@ from lmbook.runs import (
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer
 from lmbook.tokenizer_files import SentencePieceTokenizer, load_tokenizer
-from lmbook.training import TokenStream, TrainConfig, TrainingError, latest, open_tokens, read_log
+from lmbook.training import TrainConfig, TrainingError, read_log
 from lmbook.transformer import Transformer, preset, save_pretrained
 
 STORIES = list(SmallWorld(SmallWorldConfig(limit=20)).texts("train", n=60))

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lmbook.batches import Examples
 from lmbook.bilstm import influence
+from lmbook.checkpoints import load_weights, save_weights
 from lmbook.core import seed_everything
 from lmbook.perplexity import evaluate
 from lmbook.seq2seq import (
@@ -36,7 +38,7 @@ from lmbook.seq2seq import (
     reverse_task,
     token_mask,
 )
-from lmbook.training import Examples, TrainConfig, Trainer, load_weights, next_token_loss, save_weights
+from lmbook.training import TrainConfig, Trainer, next_token_loss
 
 V = 14
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmbook.batches import IGNORE, Examples, TokenStream, open_tokens, write_tokens
 from lmbook.checkpoints import Checkpoints, load_weights
 from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, empty, normalise
 from lmbook.language_models import NGram, NGramConfig
@@ -17,7 +18,7 @@ from lmbook.shards import clean, read_shards
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, Tokenizer
 from lmbook.tokenizer_files import SentencePieceTokenizer
-from lmbook.training import IGNORE, Examples, TokenStream, TrainConfig, Trainer, load_weights, open_tokens, write_tokens
+from lmbook.training import TrainConfig, Trainer
 
 
 @pytest.fixture(scope="module")
