@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .core import Check, evaluating
 from .recurrent import CellName, Recurrent, RecurrentConfig, RecurrentError
-from .training import IGNORE, Batch, Batches
+from .batches import Batch, Batches, IGNORE
 
 # %% ../nbs/33_bilstm.ipynb #a9c59c7a25
 _check = Check(RecurrentError)

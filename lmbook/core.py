@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # PyTorch takes a second to import; whoever only reads files 
 class LmbookError(ValueError):
     "What a user can mend. The message says what is wrong, and what to do about it. Every chapter's own error is one of these."
 
-# %% ../nbs/01_core.ipynb #64cd0306f4
+# %% ../nbs/01_core.ipynb #abba825c93
 @cache
 def _literals(kind: Any) -> dict[str, tuple]:
     "The fields of a dataclass whose type is a Literal, with what may stand there."
@@ -66,20 +66,25 @@ class Check:
             value = getattr(config, name)
             if value is not None or default[name] is not None: self.count(name, value, least)
 
+    def share(self, name: str, value: float) -> None:
+        "A share of something that is left out: at least 0, and below 1."
+        if not 0 <= value < 1: raise self.error(f"{name}={value!r} must be at least 0 and below 1: it is a share.")
+
     def shares(self, config: Any, *names: str) -> None:
-        "These fields are shares of something that is left out: at least 0, and below 1."
-        for name in names:
-            if not 0 <= getattr(config, name) < 1:
-                raise self.error(f"{name}={getattr(config, name)!r} must be at least 0 and below 1: it is a share.")
+        "These fields are shares."
+        for name in names: self.share(name, getattr(config, name))
+
+    def above(self, name: str, value: float, zero: bool = False) -> None:
+        "A finite number above 0; with `zero`, 0 is one too."
+        if not (0 < value < math.inf or zero and value == 0):
+            raise self.error(f"{name}={value!r} must be {'at least' if zero else 'above'} 0, and finite.")
 
     def positive(self, config: Any, *names: str, zero: bool = False) -> None:
         "These fields are finite numbers above 0; with `zero`, 0 is one too. None passes where it is the default."
         default = {f.name: f.default for f in fields(config)}
         for name in names:
             value = getattr(config, name)
-            if value is None and default[name] is None: continue
-            if not (0 < value < math.inf or zero and value == 0):
-                raise self.error(f"{name}={value!r} must be {'at least' if zero else 'above'} 0, and finite.")
+            if value is not None or default[name] is not None: self.above(name, value, zero)
 
     def choice(self, name: str, value: Any, options: Collection[str]) -> None:
         "One of a few words."
@@ -275,7 +280,7 @@ def evaluating(
     finally:
         for module, mode in modes: module.training = mode
 
-# %% ../nbs/01_core.ipynb #978b4f97ea
+# %% ../nbs/01_core.ipynb #1967ba7e35
 COLOURS = {"plain": "#f4f4f4", "data": "#d6e6f5", "weights": "#fbe0bf", "result": "#d5ecd0", "wrong": "#f6cfcf", "off": "#ffffff"}
 Colour = Literal["plain", "data", "weights", "result", "wrong", "off"]
 
@@ -312,7 +317,7 @@ class Drawing:
     def __init__(self, width: float = 7.5, height: float = 2.5):  # inches
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(width, height))
+        self.figure = Figure(figsize=(width, height), layout="none")  # whatever the style says: parts are placed by hand
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(0, height))
         self.axes.axis("off")

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from .core import Check, LmbookError, evaluating
 from .recurrent import CellName, Recurrent, RecurrentConfig, State, detach_state
-from .training import IGNORE, Batch
+from .batches import Batch, IGNORE
 
 # %% ../nbs/34_recurrent_lm.ipynb #a0fb3db6d2
 class RecurrentLMError(LmbookError):

@@ -35,7 +35,10 @@ from .optimizers import AdamW, Muon, Together
 from .perplexity import Evaluation, evaluate
 from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
 from .tokenizer_files import load_tokenizer
-from .training import TokenStream, TrainConfig, Trainer, best_device, latest, load_weights, next_token_loss, read_log, seed_everything, write_tokens
+from .batches import TokenStream, write_tokens
+from .checkpoints import latest, load_weights
+from .core import best_device, seed_everything
+from .training import TrainConfig, Trainer, next_token_loss, read_log
 from .transformer import PRESETS, Transformer, TransformerConfig, load_pretrained, preset, save_pretrained
 
 # %% ../nbs/44_runs.ipynb #42c53a27a6

@@ -22,7 +22,7 @@ from .core import Check, LmbookError, evaluating
 from .networks import LayerNorm
 from .recurrent import CellName, Recurrent, RecurrentConfig, State
 from .tokenization import SPECIALS
-from .training import Examples
+from .batches import Examples
 
 # %% ../nbs/35_seq2seq.ipynb #9c6a12c97c
 SPECIAL = len(SPECIALS)  # ids below it are those of <pad>, <bos>, <eos> and <unk>, as lmbook.tokenization numbers them

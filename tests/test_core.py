@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -314,6 +315,14 @@ def test_the_larger_a_number_the_darker_its_cell():
 
 def test_a_shape_that_does_not_fit_its_letters_is_noticed():
     with pytest.raises(ValueError): Drawing().grid(1, 1, [[1.0]], axes="B T C")
+
+
+def test_a_drawing_is_laid_out_by_hand_in_every_style():
+    import matplotlib.pyplot as plt
+
+    with plt.style.context("lmbook.data.book"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Drawing()._repr_png_()
 
 
 def test_a_box_is_a_value(): assert Box(1, 2, 3, 4, None).left == (-0.5, 2)
