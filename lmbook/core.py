@@ -280,7 +280,7 @@ def evaluating(
     finally:
         for module, mode in modes: module.training = mode
 
-# %% ../nbs/01_core.ipynb #1967ba7e35
+# %% ../nbs/01_core.ipynb #9c7a3bcab3
 COLOURS = {"plain": "#f4f4f4", "data": "#d6e6f5", "weights": "#fbe0bf", "result": "#d5ecd0", "wrong": "#f6cfcf", "off": "#ffffff"}
 Colour = Literal["plain", "data", "weights", "result", "wrong", "off"]
 
@@ -317,7 +317,8 @@ class Drawing:
     def __init__(self, width: float = 7.5, height: float = 2.5):  # inches
         from matplotlib.figure import Figure
 
-        self.figure = Figure(figsize=(width, height), layout="none")  # whatever the style says: parts are placed by hand
+        self.figure = Figure(figsize=(width, height))
+        self.figure.set_layout_engine("none")  # whatever the style says: parts are placed by hand
         self.axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set(xlim=(0, width), ylim=(0, height))
         self.axes.axis("off")
