@@ -32,10 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import machine, rounded
+from lmbook.alignment import AttentionDecoder
 from lmbook.attention import (
     Attention,
     AttentionConfig,
-    AttentionDecoder,
     LearnedPositions,
     attention,
     attention_weights,

@@ -30,10 +30,11 @@ from torch import Tensor
 
 from benchmarks.common import machine, rounded
 from lmbook.generation import KVCache, SamplingConfig, generate, speculative
+from lmbook.pretrained import save_pretrained
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import Examples, TrainConfig, Trainer
-from lmbook.transformer import Transformer, TransformerConfig, save_pretrained
+from lmbook.transformer import Transformer, TransformerConfig
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 LENGTHS = (16, 64, 256, 1024)

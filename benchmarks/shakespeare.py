@@ -32,10 +32,11 @@ from benchmarks.common import machine, rounded
 from lmbook.attention import attention_weights
 from lmbook.generation import SamplingConfig, generate
 from lmbook.optimizers import clip_gradients
+from lmbook.pretrained import load_pretrained
 from lmbook.runs import muon_and_adamw
 from lmbook.tokenization import CharTokenizer
 from lmbook.training import TokenStream, TrainConfig, Trainer, next_token_loss, seed_everything
-from lmbook.transformer import Transformer, TransformerConfig, load_pretrained
+from lmbook.transformer import Transformer, TransformerConfig
 
 RESULTS = Path(__file__).parent / "results" / "shakespeare.json"
 REFERENCE = {"nanoGPT, documented CPU run": {"loss": 1.886, "seconds": 188, "parameters": 0.80e6, "tokens": 1_536_000, "tokens_per_s": 14_000},

@@ -31,11 +31,12 @@ import torch.nn.functional as F
 
 from benchmarks.common import best_of, machine, rounded
 from lmbook.language_models import NGram, NGramConfig, choice_nats, dependencies, evaluate, floor
+from lmbook.pretrained import save_pretrained
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import Examples, TrainConfig, Trainer, ablate
-from lmbook.transformer import Transformer, TransformerConfig, count_parameters, save_pretrained
+from lmbook.transformer import Transformer, TransformerConfig, count_parameters
 
 RESULTS = Path(__file__).parent / "results" / "transformer.json"
 SEEDS = (0, 1, 2)

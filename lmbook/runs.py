@@ -31,9 +31,10 @@ from .corpora import read_corpus
 from .generation import SamplingConfig, generate_text, regex_constraint, stream
 from .language_models import Evaluation, NGram, NGramConfig, evaluate
 from .optimizers import AdamW, Muon, Together
+from .pretrained import load_pretrained, save_pretrained
 from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError, write_whole
 from .training import TokenStream, TrainConfig, Trainer, best_device, latest, load_weights, next_token_loss, read_log, seed_everything, write_tokens
-from .transformer import PRESETS, Transformer, TransformerConfig, load_pretrained, preset, save_pretrained
+from .transformer import PRESETS, Transformer, TransformerConfig, preset
 
 # %% ../nbs/44_runs.ipynb #42c53a27a6
 class RunError(ValueError):

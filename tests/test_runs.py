@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmbook.generation import SamplingConfig
+from lmbook.pretrained import save_pretrained
 from lmbook.runs import (
     MANY,
     Run,
@@ -34,7 +35,7 @@ from lmbook.runs import (
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, SentencePieceTokenizer, Tokenizer
 from lmbook.training import TokenStream, TrainConfig, TrainingError, latest, open_tokens, read_log
-from lmbook.transformer import Transformer, preset, save_pretrained
+from lmbook.transformer import Transformer, preset
 
 STORIES = list(SmallWorld(SmallWorldConfig(limit=20)).texts("train", n=60))
 SMALL = {"d_model": 32, "layers": 1, "heads": 2, "context_length": 32}
