@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, memory, run
+from lmbook.alignment import AttentionDecoder
 from lmbook.attention import (
     Attention,
     AttentionConfig,
-    AttentionDecoder,
     LearnedPositions,
     attention,
     attention_weights,

@@ -24,10 +24,11 @@ from torch import Tensor
 from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, run
 from lmbook.batches import Examples
 from lmbook.generation import KVCache, SamplingConfig, generate, speculative
+from lmbook.pretrained import save_pretrained
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import TrainConfig, Trainer
-from lmbook.transformer import Transformer, TransformerConfig, save_pretrained
+from lmbook.transformer import Transformer, TransformerConfig
 
 LENGTHS = (16, 64, 256, 1024)
 SHAPE = {"d_model": 128, "layers": 4, "heads": 4, "context_length": 2048}

@@ -32,10 +32,11 @@ from lmbook.batches import TokenStream
 from lmbook.core import seed_everything
 from lmbook.generation import SamplingConfig, generate
 from lmbook.optimizers import clip_gradients
+from lmbook.pretrained import load_pretrained
 from lmbook.runs import muon_and_adamw
 from lmbook.tokenization import CharTokenizer
 from lmbook.training import TrainConfig, Trainer, next_token_loss
-from lmbook.transformer import Transformer, TransformerConfig, load_pretrained
+from lmbook.transformer import Transformer, TransformerConfig
 
 REFERENCE = {  # data/README.md
     "nanoGPT, documented CPU run": {"loss": 1.886, "seconds": 188, "parameters": 0.80e6, "tokens": 1_536_000, "tokens_per_s": 14_000},

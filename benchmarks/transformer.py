@@ -27,11 +27,12 @@ from lmbook.batches import Examples
 from lmbook.experiments import ablate
 from lmbook.language_models import NGram, NGramConfig
 from lmbook.perplexity import choice_nats, dependencies, evaluate, floor
+from lmbook.pretrained import save_pretrained
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import TrainConfig, Trainer
-from lmbook.transformer import Transformer, TransformerConfig, count_parameters, save_pretrained
+from lmbook.transformer import Transformer, TransformerConfig, count_parameters
 
 TODAY = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": False}
 BENCHMARK = Benchmark(packages=("torch", "numpy", "transformers"), seeds=3)

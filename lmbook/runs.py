@@ -39,7 +39,8 @@ from .batches import TokenStream, write_tokens
 from .checkpoints import latest, load_weights
 from .core import best_device, seed_everything
 from .training import TrainConfig, Trainer, next_token_loss, read_log
-from .transformer import PRESETS, Transformer, TransformerConfig, load_pretrained, preset, save_pretrained
+from .pretrained import load_pretrained, save_pretrained
+from .transformer import PRESETS, Transformer, TransformerConfig, preset
 
 # %% ../nbs/44_runs.ipynb #42c53a27a6
 class RunError(ValueError):

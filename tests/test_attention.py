@@ -1,10 +1,12 @@
-"""Attention beyond its chapter: parity with PyTorch, properties on arbitrary shapes and masks, caches, precision, and every kind of bad input."""
+"""Attention beyond its chapter: parity with PyTorch, arbitrary shapes and masks, caches, precision, and every kind of bad input."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,12 +15,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmbook.attention import (
-    POSITIONS,
     AdditiveAttention,
     Attention,
     AttentionConfig,
-    AttentionDecoder,
     AttentionError,
+    AttentionPositions,
     LearnedPositions,
     Rotary,
     alibi_bias,
@@ -31,8 +32,7 @@ from lmbook.attention import (
     segment_mask,
     sinusoidal,
 )
-from lmbook.networks import init_weights
-from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig
+from lmbook.networks import gradient_check, init_weights
 
 
 def make(B=2, H=4, H_kv=2, T=5, S=7, d=8, e=6, grad=False):
@@ -47,9 +47,11 @@ def reference(q, k, v, mask=None, causal=False, **options):
 def masks(B, H, T, S):
     torch.manual_seed(1)
     return {
-        "none": None, "random": torch.rand(B, H, T, S) > .4, "padding": padding_mask(torch.arange(B) % (S + 1), S), "two axes": torch.rand(T, S) > .4,
+        "none": None, "random": torch.rand(B, H, T, S) > .4, "padding": padding_mask(torch.arange(B) % (S + 1), S),
+        "two axes": torch.rand(T, S) > .4,
         "one row": torch.rand(1, S) > .4, "nothing": torch.zeros(T, S, dtype=torch.bool), "float": torch.randn(H, T, S),
-        "float, forbidding": torch.randn(B, 1, T, S).masked_fill(torch.rand(B, 1, T, S) > .5, -math.inf), "float64": torch.randn(T, S).double(),
+        "float, forbidding": torch.randn(B, 1, T, S).masked_fill(torch.rand(B, 1, T, S) > .5, -math.inf),
+        "float64": torch.randn(T, S).double(),
     }  # fmt: skip
 
 
@@ -191,7 +193,8 @@ def test_rotary_equals_transformers_llama():
     q, k = torch.randn(2, 4, 6, 16), torch.randn(2, 2, 6, 16)
     rotation = Rotary(16).at(torch.arange(6))
     cos, sin = (torch.cat([x, x], -1)[None] for x in rotation)
-    for ours, theirs in zip((Rotary(16)(q, rotation), Rotary(16)(k, rotation)), llama.apply_rotary_pos_emb(q, k, cos, sin)): torch.testing.assert_close(ours, theirs)
+    theirs = llama.apply_rotary_pos_emb(q, k, cos, sin)
+    for x, wanted in zip((q, k), theirs): torch.testing.assert_close(Rotary(16)(x, rotation), wanted)
 
 
 # ---------------------------------------------------------------- the module
@@ -207,7 +210,10 @@ class Kept:
         return self.k, self.v
 
 
-CONFIGS = [AttentionConfig(24, 6, kv_heads=kv, positions=positions, window=window) for positions in POSITIONS for window in (None, 3) for kv in (None, 2, 1)]
+CONFIGS = [
+    AttentionConfig(24, 6, kv_heads=kv, positions=positions, window=window)
+    for positions in get_args(AttentionPositions) for window in (None, 3) for kv in (None, 2, 1)
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -248,7 +254,8 @@ def test_a_text_in_a_batch_is_as_alone(config):
 
 def test_a_window_looks_both_ways_where_it_may():
     module = Attention(AttentionConfig(8, 2, window=2))
-    assert [(row > 0).tolist() for row in module.weights(torch.randn(1, 3, 8))[0, 0]] == [[True, True, False], [True, True, True], [False, True, True]]
+    seen = [(row > 0).tolist() for row in module.weights(torch.randn(1, 3, 8))[0, 0]]
+    assert seen == [[True, True, False], [True, True, True], [False, True, True]]
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
@@ -271,7 +278,8 @@ def test_equal_to_multihead_attention_of_another_width():
     torch.manual_seed(0)
     theirs = nn.MultiheadAttention(16, 2, batch_first=True, kdim=12, vdim=12, bias=False)
     ours = Attention(AttentionConfig(16, 2, d_memory=12))
-    ours.load_state_dict({"query.weight": theirs.q_proj_weight, "key.weight": theirs.k_proj_weight, "value.weight": theirs.v_proj_weight, "out.weight": theirs.out_proj.weight})
+    weights = {"query": theirs.q_proj_weight, "key": theirs.k_proj_weight, "value": theirs.v_proj_weight, "out": theirs.out_proj.weight}
+    ours.load_state_dict({f"{name}.weight": weight for name, weight in weights.items()})
     x, memory, there = torch.randn(2, 3, 16), torch.randn(2, 5, 12), torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
     wanted, weights = theirs(x, memory, memory, key_padding_mask=~there, average_attn_weights=False)
     torch.testing.assert_close(ours(x, memory, padding_mask(there)), wanted)
@@ -287,7 +295,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_autocast_and_other_dtypes():
-    for positions in POSITIONS:
+    for positions in get_args(AttentionPositions):
         module, x = Attention(AttentionConfig(16, 2, positions=positions)), torch.randn(1, 5, 16)
         with torch.autocast("cpu", torch.bfloat16): assert module(x, causal=True).dtype == torch.bfloat16
         assert module.double()(x.double(), causal=True).dtype == torch.float64
@@ -299,23 +307,63 @@ def test_initialisation_knows_the_layer_that_ends_the_branch():
     assert abs(module.query.weight.std().item() / .02 - 1) < .05 and abs(module.out.weight.std().item() / (.02 / 2**.5) - 1) < .05
 
 
-def test_decoder_writes_what_it_scores():
-    "Word by word, with a state, gives the scores that the true target gives at once; padding of the source plays no part."
-    for score in ("additive", "dot"):
-        for cell in ("lstm", "gru"):
-            for encoder in (cell, "bi" + cell if cell == "gru" else "bilstm"):
-                torch.manual_seed(0)
-                config = Seq2SeqConfig(10, 10, d_embed=6, d_hidden=8, layers=2, encoder=encoder, decoder=cell)
-                model = Seq2Seq(config, AttentionDecoder(config, score)).eval()
-                source, ids = torch.tensor([[4, 5, 6], [7, 8, 0]]), torch.tensor([[1, 4, 5, 6], [1, 7, 8, 9]])
-                lengths = torch.tensor([3, 2])
-                at_once, memory, state = model(ids, source, lengths), model.encode(source, lengths), None
-                for t in range(4):
-                    step, state = model.decoder(ids[:, t : t + 1], memory, state)
-                    torch.testing.assert_close(step[:, 0], at_once[:, t])
-                torch.testing.assert_close(model(ids[1:], source[1:, :2]), at_once[1:])
-                weights = model.decoder.weights(ids, memory)
-                assert weights.shape == (2, 4, 3) and torch.allclose(weights.sum(-1), torch.ones(2, 4)) and weights[1, :, 2].max() == 0
+# ---------------------------------------------------------------- float64 stays float64
+
+
+def test_positions_are_computed_in_the_precision_asked_for():
+    "In float64 equal to the formulas as NumPy has them, to the last digits; in less than float32 computed in float32 and rounded once."
+    places = torch.tensor([0, 1, 7, 5000])
+    angles = places.numpy()[:, None] / 10_000 ** (np.arange(0, 12, 2) / 12)
+    waves = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(4, 12)
+    for table in (sinusoidal(places, 12, dtype=torch.float64), sinusoidal(places.double(), 12)):
+        assert table.dtype == torch.float64 and np.abs(table.numpy() - waves).max() < 1e-10
+    assert sinusoidal(places, 12).dtype == torch.float32
+    assert torch.equal(sinusoidal(places, 12, dtype=torch.bfloat16), sinusoidal(places, 12).bfloat16())
+    x = torch.randn(1, 2, 4, 12, dtype=torch.float64)
+    turns = torch.from_numpy(np.exp(1j * angles))
+    wanted = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (6, 2))) * turns).flatten(-2)
+    for where in (places, Rotary(12).at(places, torch.float64)):
+        turned = Rotary(12, layout="interleaved")(x, where)
+        assert turned.dtype == torch.float64 and (turned - wanted).abs().max() < 1e-10
+    low = Rotary(12).at(places, torch.bfloat16)
+    assert low.cos.dtype == torch.float32 and all(torch.equal(*pair) for pair in zip(low, Rotary(12).at(places)))
+    assert torch.equal(Rotary(12)(x.bfloat16(), places), Rotary(12)(x.bfloat16().float(), places).bfloat16())
+    slopes = alibi_slopes(12, torch.float64)
+    assert slopes.dtype == torch.float64 and abs(slopes[8].item() - 2**-.5) < 1e-15  # the first of sixteen
+    assert alibi_bias(slopes, 3).dtype == torch.float64 and alibi_bias(slopes.bfloat16(), 3).dtype == torch.float32
+    module = Attention(AttentionConfig(24, 12, positions="alibi")).double()
+    score, fade = module.weights(x.new_zeros(1, 2, 24), causal=True)[0, 8, 1].log(), slopes[8]
+    assert abs((score[1] - score[0] - fade).item()) < 1e-12
+
+
+def double_modules():
+    for positions in get_args(AttentionPositions):
+        for window in (None, 2):
+            config = AttentionConfig(6, 3, 1, 2, positions=positions, window=window)
+            yield f"Attention, {positions}, {window}", Attention(config)
+    yield "cross-attention", Attention(AttentionConfig(6, 3, d_memory=5))
+    yield "additive", AdditiveAttention(6, 5, 4)
+    yield "learned positions", LearnedPositions(5, 6)
+
+
+@pytest.mark.parametrize("module", [pytest.param(module, id=name) for name, module in double_modules()])
+def test_a_double_module_computes_in_double(module):
+    "What comes out is float64, and gradients agree with differences as they can only if nothing on the way was rounded to float32."
+    torch.manual_seed(0)
+    module, x, memory = module.double(), torch.randn(2, 4, 6).double().requires_grad_(), torch.randn(2, 3, 5).double()
+    if isinstance(module, LearnedPositions): call = lambda: module(4)  # noqa: E731
+    elif isinstance(module, AdditiveAttention): call = lambda: module(x, memory)[0]  # noqa: E731
+    elif module.config.d_memory: call = lambda: module(x, memory)  # noqa: E731
+    else: call = lambda: module(x, causal=True)  # noqa: E731
+    leaves = [*module.parameters(), *([] if isinstance(module, LearnedPositions) else [x])]
+    assert call().dtype == torch.float64 and max(gradient_check(lambda: call().sin().sum(), leaves, samples=None)) < 1e-6
+
+
+@pytest.mark.parametrize("way", (attention, online_attention, reference))
+def test_double_gradients_of_the_functions(way):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, H, n, 4, dtype=torch.float64, requires_grad=True) for H, n in ((4, 3), (2, 5), (2, 5)))
+    assert max(gradient_check(lambda: way(q, k, v, causal=True).sin().sum(), (q, k, v), samples=None)) < 1e-6
 
 
 # ---------------------------------------------------------------- bad input
@@ -330,9 +378,9 @@ BAD = [
     (lambda: AttentionConfig(32.0, 4), "d_model=32.0 must be a whole number"),
     (lambda: AttentionConfig(32, 4, window=0), "window=0 must be a whole number"),
     (lambda: AttentionConfig(32, 4, dropout=1.), "dropout=1.0 must be"),
-    (lambda: AttentionConfig(32, 4, positions="learned"), "There are no positions 'learned'. Choose one of: none, rotary, alibi"),
+    (lambda: AttentionConfig(32, 4, positions="learned"), "There is no positions='learned'. Choose one of: none, rotary, alibi"),
     (lambda: AttentionConfig(12, 4, positions="rotary"), "d_head=3 must be even"),
-    (lambda: Rotary(8, layout="llama"), "layout='llama' is not"),
+    (lambda: Rotary(8, layout="llama"), "There is no layout='llama'. Choose one of: half, interleaved"),
     (lambda: Rotary(8, base=0), "base=0 must be above 0"),
     (lambda: Rotary(8)(torch.randn(1, 1, 3, 6), torch.arange(3)), r"\(B, H, T, 8\) is to be turned, not \(1, 1, 3, 6\)"),
     (lambda: Rotary(8)(torch.randn(1, 1, 3, 8), torch.arange(4)), "Positions for 4 tokens do not fit"),
@@ -343,7 +391,7 @@ BAD = [
     (lambda: LearnedPositions(8, 4)(torch.tensor([-1])), "Place -1 has no vector"),
     (lambda: alibi_slopes(0), "heads=0"),
     (lambda: causal_mask(5, 3), "T=5 queries that begin at place -2 of S=3 keys"),
-    (lambda: causal_mask(3, window=0), "window=0 must be at least 1"),
+    (lambda: causal_mask(3, window=0), "window=0 must be a whole number, at least 1"),
     (lambda: padding_mask(torch.tensor([3, 4])), "say to how many places"),
     (lambda: padding_mask(torch.tensor([3, 4]), 3), "Lengths run from 3 to 4, but rows have S=3"),
     (lambda: padding_mask(torch.tensor([1.5]), 3), "lengths in whole numbers"),
@@ -365,8 +413,7 @@ BAD = [
     (lambda: Attention(GOOD)(torch.randn(1, 5, 16), mask=torch.ones(1, 5)[:, :, None, None] > 0), "does not fit scores"),
     (lambda: Attention(GOOD)(torch.randn(1, 1, 16), cache=Kept()), "give positions="),
     (lambda: AdditiveAttention(4, 5, 6)(torch.randn(2, 3, 4), torch.randn(2, 7, 4)), r"The memory must have the shape \(2, places, 5\)"),
-    (lambda: AdditiveAttention(4, 5, 6)(torch.randn(2, 3, 4), torch.randn(2, 7, 5), torch.ones(2, 6).bool()), "The mask must be bool of shape"),
-    (lambda: AttentionDecoder(Seq2SeqConfig(9, 9), "cosine"), "There is no score 'cosine'"),
+    (lambda: AdditiveAttention(4, 5, 6)(torch.ones(2, 3, 4), torch.ones(2, 7, 5), torch.ones(2, 6) > 0), "The mask must be bool of shape"),
 ]
 
 

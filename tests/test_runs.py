@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lmbook.batches import TokenStream, open_tokens
 from lmbook.checkpoints import latest
 from lmbook.generation import SamplingConfig
+from lmbook.pretrained import save_pretrained
 from lmbook.runs import (
     MANY,
     Run,
@@ -37,7 +38,7 @@ from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer
 from lmbook.tokenizer_files import SentencePieceTokenizer, load_tokenizer
 from lmbook.training import TrainConfig, TrainingError, read_log
-from lmbook.transformer import Transformer, preset, save_pretrained
+from lmbook.transformer import Transformer, preset
 
 STORIES = list(SmallWorld(SmallWorldConfig(limit=20)).texts("train", n=60))
 SMALL = {"d_model": 32, "layers": 1, "heads": 2, "context_length": 32}
