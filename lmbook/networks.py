@@ -423,7 +423,7 @@ class MLP(nn.Module):
         for layer in self.layers: x = layer(x)
         return self.out(self.dropout(self.act(self.norm(x))))
 
-# %% ../nbs/20_networks.ipynb #ffd6b5abfe
+# %% ../nbs/20_networks.ipynb #33de8f6790
 @dataclass(frozen=True)
 class NeuralNGramConfig:
     "Bengio's neural language model."

@@ -435,7 +435,8 @@ def test_an_error_in_a_thread_comes_out(monkeypatch):
 @pytest.mark.parametrize(("config", "change", "says"), [
     (Word2VecConfig, {"window": 0}, "window=0"), (Word2VecConfig, {"dim": 0}, "dim=0"), (Word2VecConfig, {"epochs": 1.5}, "epochs=1.5"),
     (Word2VecConfig, {"workers": 0}, "workers=0"),
-    (Word2VecConfig, {"method": "sg"}, "Choose one of: skipgram, cbow"), (Word2VecConfig, {"loss": "ns"}, "negative, hierarchical, softmax"),
+    (Word2VecConfig, {"method": "sg"}, "Choose one of: skipgram, cbow"),
+    (Word2VecConfig, {"loss": "ns"}, "negative, hierarchical, softmax"),
     (Word2VecConfig, {"lr": 0}, "lr=0"), (Word2VecConfig, {"lr": math.nan}, "lr=nan"),
     (Word2VecConfig, {"min_lr": 1.0}, "falls from lr to min_lr"),
     (Word2VecConfig, {"subsample": -1}, "subsample=-1"), (Word2VecConfig, {"clip": math.nan}, "clip=nan"),

@@ -55,7 +55,8 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
         counts = batch.targets != IGNORE
         return -(log_p * counts).sum(), int(counts.sum())
 
-    history = Trainer(model, stream, TrainConfig(steps=60, lr=5e-3, eval_every=20), loss=loss, evaluate=judge, checkpoints=Checkpoints(tmp_path / "run")).fit()
+    config = TrainConfig(steps=60, lr=5e-3, eval_every=20)
+    history = Trainer(model, stream, config, loss=loss, evaluate=judge, checkpoints=Checkpoints(tmp_path / "run")).fit()
     assert history.stopped == "steps" and len(judged) == 3 and history.best == min(judged) and len(tokens) == len(stream.tokens)
     assert judged[-1] < judged[0] < math.log(V) + .5
 
