@@ -29,8 +29,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import machine, rounded
-from lmbook.generation import KVCache, SamplingConfig, generate, speculative
+from lmbook.cache import KVCache
+from lmbook.generation import SamplingConfig, generate
 from lmbook.small_world import SmallWorld, SmallWorldConfig
+from lmbook.speculation import speculative
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import Examples, TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig, save_pretrained
