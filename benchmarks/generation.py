@@ -23,9 +23,11 @@ from torch import Tensor
 
 from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, run
 from lmbook.batches import Examples
-from lmbook.generation import KVCache, SamplingConfig, generate, speculative
+from lmbook.cache import KVCache
+from lmbook.generation import SamplingConfig, generate
 from lmbook.pretrained import save_pretrained
 from lmbook.small_world import SmallWorld, SmallWorldConfig
+from lmbook.speculation import speculative
 from lmbook.tokenization import WordTokenizer
 from lmbook.training import TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from .attention import AdditiveAttention, AttentionError, attention_weights, padding_mask
-from .recurrent import Recurrent, RecurrentConfig, State
 from .core import Check
-from .seq2seq import Seq2SeqConfig
-from .transformer import Memory
+from .recurrent import Recurrent, RecurrentConfig, State
+from .seq2seq import Encoded, Seq2SeqConfig
+
 
 # %% ../nbs/39_alignment.ipynb #34c04a880d
 _check = Check(AttentionError)
@@ -49,7 +49,7 @@ class AttentionDecoder(nn.Module):
     def context(
         self,
         h: Tensor,  # (B, T, H): what asks
-        memory: Memory,  # what `Seq2Seq.encode` gives
+        memory: Encoded,  # what `Seq2Seq.encode` gives
     ) -> tuple[Tensor, Tensor]: # (B, T, E) what is found, and (B, T, S) where
         "Look at the source."
         if self.look is not None: return self.look(h, memory.states, memory.mask)
@@ -59,7 +59,7 @@ class AttentionDecoder(nn.Module):
     def forward(
         self,
         ids: Tensor,  # (B, T): the target so far, or what comes next of it
-        memory: Memory,  # what `Seq2Seq.encode` gives
+        memory: Encoded,  # what `Seq2Seq.encode` gives
         state: State | None = None,  # where an earlier call stopped; None: at the beginning
     ) -> tuple[Tensor, State]: # (B, T, V) scores of the token that follows each; the state after the last
         "Go on writing."
@@ -71,12 +71,12 @@ class AttentionDecoder(nn.Module):
     def weights(
         self,
         ids: Tensor,  # (B, T): the target
-        memory: Memory,  # what `Seq2Seq.encode` gives
+        memory: Encoded,  # what `Seq2Seq.encode` gives
     ) -> Tensor: # (B, T, S): before it says what follows ids[:, t], how much it looks at place s
         "Where it looks: an alignment."
         return self.context(self._read(ids, memory, None)[0], memory)[1]
 
-    def _read(self, ids: Tensor, memory: Memory, state: State | None) -> tuple[Tensor, State]:
+    def _read(self, ids: Tensor, memory: Encoded, state: State | None) -> tuple[Tensor, State]:
         if state is None:
             h = torch.tanh(self.start(memory.summary)).view(len(ids), self.parts, self.config.layers, -1)
             h = h.permute(1, 2, 0, 3).contiguous()

@@ -118,7 +118,7 @@ class Grammar:
     `text` is the grammar in the notation of the chapter (its first rule is the start), `lexicon` maps a category to its rows.
     Rows get weights after Zipf's law, 1/(rank+2) among the rows that a draw can choose from, and three columns by themselves: `a`
     (the form with its English article), `half` ("a" or "b" in turn), and `gender.she` for every column `gender` that names a row of a
-    category `gender`. A draw chooses among the first `limit` rows that fit. Raises SmallWorldError, with the line, where the notation is broken.
+    category `gender`. A draw chooses among the first `limit` rows that fit. SmallWorldError, with the line, where the notation is broken.
     """
 
     def __init__(self, text: str, lexicon: Mapping[str, Sequence[Row]], limit: int | None = None):
@@ -553,7 +553,9 @@ class _Counter:
         "The size of what the templates show themselves: literals with an x for each slot, and what slots add to that."
         out = np.zeros(7)
         if self.literals:
-            flat = {lang: [p if isinstance(p, str) else "x" * isinstance(p, Slot) for p in parts] for lang, parts in alternative.parts.items()}
+            flat = {
+                lang: [p if isinstance(p, str) else "x" * isinstance(p, Slot) for p in parts] for lang, parts in alternative.parts.items()
+            }
             out += _size("".join(flat["en"]), "".join(flat["zh"]))
         for lang, parts in alternative.parts.items():
             for s in parts:

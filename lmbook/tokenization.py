@@ -61,7 +61,7 @@ class Encoding:
 class Tokenizer(ABC):
     """Text to numbers and back: the interface that the whole book uses.
 
-    A tokenizer has `specials`, the ids of its special tokens by name, and for each id the bytes it stands for. Special tokens stand for none:
+    A tokenizer has `specials`, the ids of its special tokens by name, and for each id the bytes it stands for. Special tokens have none:
     text never becomes a special token, even where it spells its name, unless `encode` is told so.
     """
 

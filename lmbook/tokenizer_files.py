@@ -151,7 +151,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _chunks(texts: Iterable[str], longest: int = 4000) -> Iterator[str]:
-    "Lines of at most so many characters: SentencePiece leaves out longer ones without a word, and takes a line break for the end of a text."
+    "Lines of at most so many characters: SentencePiece silently leaves out longer ones, and takes a line break for the end of a text."
     for text in [texts] if isinstance(texts, str) else texts:
         utf8(text)
         for line in text.split("\n"): yield from (line[i : i + longest] for i in range(0, len(line), longest))

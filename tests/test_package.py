@@ -392,7 +392,7 @@ def test_the_second_example_of_the_readme_trains_and_goes_on(tmp_path: Path):
 
 
 def test_every_line_of_the_command_in_the_readme_is_one(tmp_path: Path):
-    from lmbook.runs import _parser
+    from lmbook.cli import _parser
 
     [block] = re.findall(r"## A model of your own text\n\n```bash\n(.*?)```", README, re.DOTALL)
     words = [shlex.split(line, comments=True) for line in block.strip().splitlines()]

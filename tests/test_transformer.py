@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmbook.attention import LearnedPositions
 from lmbook.batches import Examples, TokenStream
-from lmbook.generation import KVCache
+from lmbook.cache import KVCache
 from lmbook.networks import gradient_check
 from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import (

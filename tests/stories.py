@@ -1,0 +1,16 @@
+"""A small text, and a small run over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lmbook.runs import RunConfig
+from lmbook.small_world import SmallWorld, SmallWorldConfig
+
+STORIES = list(SmallWorld(SmallWorldConfig(limit=20)).texts("train", n=60))
+SMALL = {"d_model": 32, "layers": 1, "heads": 2, "context_length": 32}
+CPU = {"device": "cpu"}
+
+
+def config(text: Path | str, **changes) -> RunConfig:
+    return RunConfig(**({"text": (str(text),), "by": "line", "steps": 12, "batch_size": 4, "model": SMALL, "train": CPU} | changes))

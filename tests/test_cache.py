@@ -1,0 +1,165 @@
+"""Reading once: caches equal to none, padding that nobody notices, the short cut equal to the model, every kind of model read."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lmbook.cache import GenerationError, KVCache, _Cached, _ShortCut
+from lmbook.generation import SamplingConfig, beam_search, generate
+from lmbook.language_models import NGram, NGramConfig
+from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
+from lmbook.transformer import Transformer
+from tests.writers import GREEDY, Table, V, slowly, transformer
+
+VARIANTS = {
+    "multi-head, learned": {},
+    "grouped-query, rotary": {"kv_heads": 2, "positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False},
+    "multi-query, alibi": {"kv_heads": 1, "positions": "alibi"},
+    "sinusoidal, post-norm": {"positions": "sinusoidal", "norm_first": False},
+    "no positions": {"positions": "none"},
+    "window, rotary": {"positions": "rotary", "window": 5},
+    "window, alibi, grouped": {"positions": "alibi", "window": 3, "kv_heads": 2},
+    "window of one": {"positions": "rotary", "window": 1},
+    "window, learned": {"window": 4},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_cache_changes_nothing(name):
+    model = transformer(1, **VARIANTS[name])
+    ids = torch.randint(V, (3, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        want, cache, at, got = model(ids), KVCache(2, model.config.window, capacity=4, slack=2), 0, []
+        for n in (7, 1, 1, 5, 1, 1, 1, 12, *[1] * 11):
+            got.append(model(ids[:, at : at + n], cache=cache))
+            at += n
+            assert cache.length == at
+    torch.testing.assert_close(torch.cat(got, 1), want, atol=2e-5, rtol=1e-4)
+    if model.config.window and name != "window of one": assert cache.first > 0 and cache.capacity < 40
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_batch_with_padding_is_each_row_alone(name):
+    model = transformer(2, **VARIANTS[name])
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11, 12], [3, 3, 3, 3]]
+    together = generate(model, prompts, GREEDY)
+    assert together == [slowly(model, prompt, 12) for prompt in prompts]
+    assert together == [generate(model, prompt, GREEDY)[0] for prompt in prompts]
+    assert len({tuple(row) for row in together}) > 1
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"positions": "rotary", "norm": "rms", "activation": "swiglu", "kv_heads": 2, "bias": False, "tie": True},
+    {"positions": "none", "kv_heads": 1, "mlp_bias": False}, {"d_head": 12, "activation": "geglu"},
+])  # fmt: skip
+def test_the_short_cut_is_the_model(changes):
+    model = transformer(12, **changes)
+    ids = torch.randint(V, (3, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        reader = _Cached(model, None, 4)
+        assert reader.short is not None
+        got = [reader.start(ids[:, :5].tolist())[:, None], *(reader.read(ids[:, t : t + 1]) for t in range(5, 12))]
+        got += [reader.read(ids[:, 12:16]), reader.read(ids[:, 16:])]
+        torch.testing.assert_close(torch.cat(got, 1), model(ids)[:, 4:], atol=2e-5, rtol=1e-4)
+
+
+def test_the_short_cut_is_not_taken_where_it_would_be_wrong():
+    odd = (
+        {"norm_first": False}, {"positions": "alibi"}, {"window": 4}, {"head": "bert"}, {"kind": "encoder"}, {"residual": False},
+        {"norm": "none"}, {"embed_norm": True}, {"types": 2},
+    )  # fmt: skip
+    for changes in odd:
+        assert not _ShortCut.fits(transformer(0, **changes)), changes
+    model = transformer()
+    assert _ShortCut.fits(model) and not _ShortCut.fits(transformer().double())
+    called = []
+    model.decoder.blocks[0].mlp.register_forward_hook(lambda *_: called.append(1))
+    generate(model, [1], SamplingConfig(max_new_tokens=5))
+    assert len(called) == 5
+
+    class Scaled(nn.Linear):  # as adapters do
+        def forward(self, x): return 2 * super().forward(x)
+
+    model = transformer()
+    model.decoder.blocks[1].mlp.up.__class__ = Scaled
+    assert not _ShortCut.fits(model)
+    assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12)
+
+    class Own(Transformer):  # a subclass may compute anything
+        def score(self, hidden): return -super().score(hidden)
+
+    model = transformer()
+    model.__class__ = Own
+    assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12) != generate(transformer(), [1, 2], GREEDY)[0]
+
+
+def test_cross_attention_with_a_cache():
+    model = transformer(3, kind="encoder-decoder", positions="sinusoidal")
+    sources, prompts = [[1, 2, 3, 4, 5], [6, 7]], [[1, 5], [1]]
+    together = generate(model, prompts, GREEDY, source=sources)
+    assert together == [slowly(model, p, 12, source=torch.tensor([s])) for p, s in zip(prompts, sources)]
+    other = generate(model, prompts, GREEDY, source=[[9, 9, 9], [6, 7]])
+    assert other[1] == together[1] and other[0] != together[0]
+    best = beam_search(model, prompts[0], 3, 6, source=sources[0])
+    with torch.no_grad(): log_p = model(torch.tensor([prompts[0] + best[0].ids]), source=torch.tensor([sources[0]])).log_softmax(-1)[0]
+    assert math.isclose(best[0].log_prob, sum(float(log_p[1 + i, id]) for i, id in enumerate(best[0].ids)), abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("window", [None, 6])
+def test_crop_and_select(window):
+    model = transformer(4, positions="rotary", window=window)
+    ids = torch.randint(V, (3, 30), generator=torch.Generator().manual_seed(0))
+    segments = torch.ones_like(ids)
+    segments[0, :4] = 0
+    with torch.no_grad():
+        cache = KVCache(2, window, capacity=8, slack=8)
+        model(ids[:, :20], segments=segments[:, :20], cache=cache)
+        model(ids[:, 20:25], cache=cache)
+        cache.crop(21)
+        cache.select(torch.tensor([2, 0, 0]))
+        got = model(ids[[2, 0, 0], 21:], cache=cache)
+        want = model(ids, segments=segments)[[2, 0, 0], 21:]
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+    with pytest.raises(GenerationError, match="cannot be cut"): cache.crop(31)
+    if window:
+        with torch.no_grad():
+            for t in range(30): model(ids[:, t : t + 1], cache=cache)
+        with pytest.raises(GenerationError, match="slack="): cache.crop(cache.length - 25)
+
+
+def test_a_call_that_fails_has_read_nothing():
+    model = transformer(5)
+    with torch.no_grad():
+        cache = KVCache(2)
+        model(torch.tensor([[1, 2, 3]]), cache=cache)
+        with pytest.raises(ValueError, match="context_length"): model(torch.ones(1, 70, dtype=torch.long), cache=cache)
+        assert cache.length == 3
+        want = model(torch.tensor([[1, 2, 3, 4]]))[:, -1:]
+        torch.testing.assert_close(model(torch.tensor([[4]]), cache=cache), want, atol=1e-5, rtol=1e-4)
+    assert cache.nbytes == 2 * 2 * 128 * 32 * 4
+    with pytest.raises(GenerationError, match="at least 1"): KVCache(0)
+
+
+def test_a_full_context_slides_or_stops():
+    model, short = transformer(6, context_length=16), [[1, 2], [3, 4, 5, 6, 7, 8, 9]]
+    config = SamplingConfig(max_new_tokens=40, temperature=0)
+    assert generate(model, short, config) == [slowly(model, p, 40, 16) for p in short]
+    stopped = generate(model, short, SamplingConfig(max_new_tokens=40, temperature=0, on_full="stop"))
+    assert [len(row) for row in stopped] == [15, 10]  # 16 read, and one more that was not read
+    assert generate(model, [1] * 16, SamplingConfig(max_new_tokens=3, temperature=0))[0] == slowly(model, [1] * 16, 3, 16)
+
+
+def test_other_models_write_too():
+    lstm = RecurrentLM(RecurrentLMConfig(V, 16, 16, layers=2)).eval()
+    gru = RecurrentLM(RecurrentLMConfig(V, 16, 16, cell="gru")).eval()
+    prompts = [[1, 2, 3], [4], [5, 6]]
+    for model in (lstm, gru, Table(V, 0)): assert generate(model, prompts, GREEDY) == [slowly(model, p, 12) for p in prompts]
+    rows = [[1, 2, 3, 4, 2, 3, 5], [1, 2, 3, 4, 2, 3, 4]]
+    ngram = NGram.fit(rows, V, NGramConfig(order=3))
+    greedy = [1]
+    for _ in range(5): greedy.append(int(ngram.next_log_probs(greedy).argmax()))
+    assert generate(ngram, [1], SamplingConfig(max_new_tokens=5, temperature=0)) == [greedy[1:]]

@@ -1,0 +1,236 @@
+"""The command, in processes of its own: from nothing to text, Ctrl-C and the same again, and one line for each fault."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmbook.cli as cli
+from lmbook.batches import open_tokens
+from lmbook.checkpoints import latest
+from lmbook.cli import main
+from lmbook.core import LmbookError
+from lmbook.generation import SamplingConfig
+from lmbook.pretrained import save_pretrained
+from lmbook.runs import load_run, make_tokenizer, train_run
+from lmbook.tokenizer_files import load_tokenizer
+from lmbook.transformer import Transformer, preset
+from tests.stories import CPU, SMALL, STORIES, config
+
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ("--set", *(f"{k}={v}" for k, v in (SMALL | CPU).items()))
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "mine.txt"
+    path.write_text("".join(story + "\n" for story in STORIES), encoding="utf-8", newline="\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "mine"
+    train_run(config(text), folder)
+    return folder
+
+
+def call(*words: str | Path, **options) -> subprocess.CompletedProcess:
+    "The command, in a process of its own."
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lmbook", *map(str, words)]
+    return subprocess.run(command, env=env, text=True, encoding="utf-8", capture_output=True, **options)
+
+
+def fails(capsys: pytest.CaptureFixture, *words: str | Path) -> str:
+    "The one line that a command ends with."
+    assert main([*map(str, words)]) == 1
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("lmbook: ")]
+    assert len(lines) == 1 and lines[0] == err.splitlines()[-1], err
+    return lines[0]
+
+
+def train_words(text: Path | str, out: Path, *more: str) -> list[str]:
+    return ["train", "--text", str(text), "--by", "line", "--out", str(out), "--steps", "3", "--batch-size", "4", *SETTINGS, *more]
+
+
+# -------------------------------------------------------------------------------------------------------------- from nothing to text
+
+
+def test_the_command_from_nothing_to_text(text: Path, tmp_path: Path):
+    shutil.copy(text, tmp_path)
+    words = ["train", "--text", text.name, "--by", "line", "--out", "runs/mine", "--steps", "8", "--batch-size", "4", *SETTINGS]
+    done = call(*words, cwd=tmp_path)
+    assert done.returncode == 0 and "bits per byte" in done.stdout and "60 documents" in done.stderr, done.stderr
+    same = ("--tokens", "12", "--seed", "3", "--device", "cpu")
+    first, again = (call("generate", "runs/mine", "--prompt", "The cat", *same, cwd=tmp_path) for _ in range(2))
+    assert first.returncode == 0 and first.stdout == again.stdout and first.stdout.startswith("The cat") and first.stderr == ""
+    piped = call("generate", "runs/mine", "--prompt", "-", *same, cwd=tmp_path, input="The cat")
+    assert piped.stdout == first.stdout
+    score = call("evaluate", "runs/mine", "--text", text.name, "--by", "line", "--json", "--device", "cpu", cwd=tmp_path)
+    assert "nan" not in call("evaluate", "runs/mine", "--text", text.name, "--device", "cpu", cwd=tmp_path).stdout
+    want = load_run(tmp_path / "runs/mine", "cpu").evaluate(STORIES).bits_per_byte
+    assert json.loads(score.stdout)["bits_per_byte"] == pytest.approx(want, rel=1e-5)
+
+
+def test_help_names_every_command_and_a_wrong_one_is_code_2():
+    done = call("--help")
+    assert done.returncode == 0 and all(word in done.stdout for word in ("train", "generate", "evaluate", "tokenize"))
+    for command in ("train", "generate", "evaluate", "tokenize"): assert "for example:  lmbook" in call(command, "--help").stdout
+    assert call("trian").returncode == 2 and call("train").returncode == 2 and call().returncode == 2
+    assert call("--version").stdout.startswith("lmbook 0.")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such pipe")
+def test_a_reader_that_has_enough(folder: Path):
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = f"{sys.executable} -m lmbook generate {folder} --tokens 400 --samples 3 --device cpu | head -c 5"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", line], env=env, capture_output=True)
+    assert len(done.stdout) == 5 and done.stderr == b""
+
+
+def test_generate_says_what_it_is_asked(folder: Path, capsys: pytest.CaptureFixture):
+    assert main(["generate", str(folder), "--regex", "(cat|dog)s?", "--device", "cpu"]) == 0
+    assert capsys.readouterr().out.strip() in ("cat", "cats", "dog", "dogs")
+    assert main(["generate", str(folder), "--prompt", "A", "--tokens", "5", "--samples", "2", "--temperature", "0", "--device", "cpu"]) == 0
+    one, two = capsys.readouterr().out.split("-" * 40)
+    assert one.strip() == two.strip()
+    assert main(["generate", str(folder), "--prompt", "A", "--tokens", "50", "--seed", "0", "--stop", "e", "--device", "cpu"]) == 0
+    assert "e" not in capsys.readouterr().out
+
+
+def test_tokenize(folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    tokenizer = load_tokenizer(folder)
+    assert main(["tokenize", str(folder), "The cat.", "--ids"]) == 0
+    assert [*map(int, capsys.readouterr().out.split())] == tokenizer.encode("The cat.")
+    assert main(["tokenize", str(folder), "The cat."]) == 0
+    out, err = capsys.readouterr()
+    assert [int(line.split("\t")[0]) for line in out.splitlines()] == tokenizer.encode("The cat.") and "8 bytes" in err
+    assert main(["tokenize", str(folder / "tokenizer.json"), "--file", str(text), "--out", str(tmp_path / "ids.npy")]) == 0
+    assert open_tokens(tmp_path / "ids.npy").tolist() == tokenizer.encode(text.read_text(encoding="utf-8"))
+
+
+# -------------------------------------------------------------------------------------------------------------- stopped
+
+
+# A person who presses Ctrl-C when the first loss is in the log.
+# It sits in the process itself, so that on a busy machine it is not too late.
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from lmbook.cli import main
+
+def interrupt():
+    while not (os.path.exists(os.environ["LOG"]) and "loss" in open(os.environ["LOG"]).read()): time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
+def test_ctrl_c_saves_and_the_same_command_goes_on(text: Path, tmp_path: Path):
+    words = ["train", "--text", str(text), "--by", "line", "--steps", "400", "--batch-size", "4", "--out", str(tmp_path / "run"), *SETTINGS]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "run" / "log.jsonl")}
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *words], env=env, text=True, capture_output=True)
+    assert done.returncode == 130 and "the same command goes on" in done.stderr.splitlines()[-1]
+    step = latest(tmp_path / "run").step
+    assert 0 < step < 400
+    started = load_run(tmp_path / "run", "cpu")  # writes already
+    assert isinstance(started.write("The", SamplingConfig(max_new_tokens=3, temperature=0)), str)
+    assert main(words) == 0
+    straight = train_run(config(text, steps=400), tmp_path / "straight")
+    resumed = load_run(tmp_path / "run", "cpu")
+    for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True): assert torch.equal(a, b)
+
+
+# -------------------------------------------------------------------------------------------------------------- faults
+
+
+def test_faults_of_text(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("A few words.\nAnd more.\n")
+    (tmp_path / "latin.txt").write_bytes("Stra\xdfe und Caf\xe9\n".encode("latin-1") * 500)
+    (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
+    assert "There is no file" in fails(capsys, *train_words(tmp_path / "none.txt", tmp_path / "a"))
+    assert "is empty" in fails(capsys, *train_words(tmp_path / "empty.txt", tmp_path / "b"))
+    assert "too short" in fails(capsys, *train_words(tmp_path / "short.txt", tmp_path / "c"))
+    assert "encoding" in fails(capsys, *train_words(tmp_path / "latin.txt", tmp_path / "d"))
+    assert "text" in fails(capsys, *train_words(tmp_path / "rows.jsonl", tmp_path / "e"))
+    assert not any((tmp_path / name).exists() for name in "abcde")  # nothing was begun
+
+
+def test_a_data_set_by_name_without_a_network(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "taken for the name of a data set" in fails(capsys, *train_words("nobody/nothing", tmp_path / "a"))
+
+
+def test_faults_of_settings(text: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert "Did you mean layers?" in fails(capsys, *train_words(text, tmp_path / "a", "layer=2"))
+    assert "without spaces" in fails(capsys, *train_words(text, tmp_path / "a", "layers"))
+    assert "does not divide" in fails(capsys, *train_words(text, tmp_path / "a", "heads=5"))
+    assert "lr must be above 0" in fails(capsys, *train_words(text, tmp_path / "a", "lr=0", "optimizer=adamw"))
+    assert "held_out=1.0" in fails(capsys, *train_words(text, tmp_path / "a"), "--held-out", "1")
+    assert "cuda" in fails(capsys, *train_words(text, tmp_path / "a", "device=cuda:9"))
+    assert "seed was 0 and is 5" in fails(capsys, *train_words(text, folder), "--seed", "5")
+
+
+def test_a_folder_that_is_something_else(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "to_mother.txt").write_text("Dear mother,")
+    assert "holds other things and no run" in fails(capsys, *train_words(text, tmp_path / "letters"))
+    assert [p.name for p in (tmp_path / "letters").iterdir()] == ["to_mother.txt"]
+    assert "is a file" in fails(capsys, *train_words(text, tmp_path / "letters" / "to_mother.txt"))
+
+
+def test_faults_of_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def broken(name: str, change) -> Path:
+        copied = Path(shutil.copytree(folder, tmp_path / name))
+        change(copied)
+        return copied
+
+    assert "There is no folder" in fails(capsys, "generate", tmp_path / "none")
+    (tmp_path / "void").mkdir()
+    assert "no config.json" in fails(capsys, "generate", tmp_path / "void")
+    torn = broken("torn", lambda p: (p / "model.safetensors").write_bytes((p / "model.safetensors").read_bytes()[:1000]))
+    assert "torn" in fails(capsys, "generate", torn)
+    assert "no tokenizer.json" in fails(capsys, "generate", broken("dumb", lambda p: (p / "tokenizer.json").unlink()))
+    other = broken("other", lambda p: (p / "config.json").write_text('{"model_type": "mamba"}'))
+    assert "of type 'mamba'" in fails(capsys, "generate", other)
+    told = (folder / "config.json").read_text()
+    wider = broken("wider", lambda p: (p / "config.json").write_text(told.replace('"d_model": 32', '"d_model": 64')))
+    assert "of another shape: embed.tokens.weight (512, 32), by config.json (512, 64)" in fails(capsys, "generate", wider)
+    large = broken("large", lambda p: make_tokenizer(STORIES, vocab_size=600).to_json(p / "tokenizer.json"))
+    assert "has 600 tokens, the model knows 512" in fails(capsys, "generate", large)
+    fresh = broken("fresh", lambda p: [(p / "model.safetensors").unlink(), shutil.rmtree(next(p.glob("step-*")))])
+    assert "no checkpoint yet" in fails(capsys, "generate", fresh)
+    assert "run.json is torn" in fails(capsys, "generate", broken("info", lambda p: (p / "run.json").write_text('{"format": ')))
+    encoder = broken("encoder", lambda p: save_pretrained(Transformer(preset("tiny", 512, **SMALL, kind="encoder")), p))
+    assert "what writes is a decoder" in fails(capsys, "generate", encoder)
+
+
+def test_faults_of_prompts(folder: Path, capsys: pytest.CaptureFixture):
+    assert "temperature=-1.0" in fails(capsys, "generate", folder, "--temperature", "-1", "--device", "cpu")
+    assert "reads 32 at a time" in fails(capsys, "generate", folder, "--prompt", "word " * 200, "--device", "cpu")
+    assert main(["generate", str(folder), "--tokens", "3", "--device", "cpu"]) == 0  # an empty one: from the beginning of a text
+
+
+def test_a_fault_of_the_program_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):
+    "Only what the user can mend is one line: anything else keeps its traceback."
+    def broken(*args, **kwargs): raise ValueError("a fault of ours")
+
+    monkeypatch.setattr(cli, "load_run", broken)
+    with pytest.raises(ValueError, match="a fault of ours"): main(["generate", "anywhere"])
+
+
+def test_debug_shows_the_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LMBOOK_DEBUG", "1")
+    with pytest.raises(LmbookError, match="There is no folder"): main(["generate", str(tmp_path / "none")])
