@@ -36,7 +36,7 @@ from .batches import TokenStream
 from .checkpoints import latest, load_weights
 from .training import TrainConfig, Trainer, next_token_loss, read_log
 from .pretrained import load_pretrained, save_pretrained
-from .transformer import PRESETS, Transformer, TransformerConfig, preset
+from .transformer import PRESETS, PresetName, Transformer, TransformerConfig, preset
 
 # %% ../nbs/44_runs.ipynb #d696da9eb3
 class RunError(LmbookError):
@@ -59,7 +59,7 @@ class RunConfig:
     held_out: float = 0.05  # share of the text that is not trained on but judged by
     tokenizer: str = "bpe"  # "bpe", "chars" or "bytes", made from the text; or a file or folder that holds one
     vocab_size: int | None = None  # for "bpe" and "chars"; None: by the size of the text
-    preset: str = "tiny"  # one of lmbook.transformer.PRESETS
+    preset: PresetName = "tiny"  # a size and its parts: lmbook.transformer.PRESETS
     model: dict[str, Any] = field(default_factory=dict)  # other fields of the TransformerConfig
     minutes: float = 3.0  # how long to train, if `steps` does not say
     steps: int | None = None  # updates of the weights

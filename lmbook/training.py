@@ -226,7 +226,7 @@ class Keeper(Protocol):
 
     def start(self, trainer: "Trainer") -> None: "Before each `fit`: fail where nothing can be kept; at step 0 go to what was."
 
-    def save(self, trainer: "Trainer") -> None: "Keep this moment."
+    def save(self, trainer: "Trainer") -> Any: "Keep this moment."
 
     def load_best(self, trainer: "Trainer") -> None: "Give the model the weights of the best evaluation."
 

@@ -27,7 +27,7 @@ from lmbook.attention import (
     sinusoidal,
 )
 from .core import Check, LmbookError
-from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, init_weights
+from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, Scheme, init_weights
 
 # %% ../nbs/37_transformer.ipynb #92c2ba1f78
 class TransformerError(LmbookError):
@@ -72,7 +72,7 @@ class TransformerConfig:
     embed_norm: bool = False  # normalise the input, too (BERT)
     head: Literal["linear", "bert"] = "linear"  # what scores the vocabulary; "bert": activation and norm before it, and a bias
     residual: bool = True  # whether branches are added to what they got; False is for seeing what happens
-    init: str = "small"  # how linear maps are drawn, one of lmbook.networks.SCHEMES; vectors: std of 0.02, or 2 / d_model if less
+    init: Scheme = "small"  # how linear maps are drawn; vectors: std of 0.02, or 2 / d_model if less
 
     def __post_init__(self) -> None:
         _check.counts(self, "vocab_size", "d_model", "layers", "heads", "context_length", "kv_heads", "d_head", "d_ff", "window")
