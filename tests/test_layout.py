@@ -251,10 +251,14 @@ def test_the_first_digit_is_the_part():
 
 # Chapters whose lines are still wider than the page: each leaves this list when it is told again, and none comes onto it.
 NOT_YET_RETOLD = {
-    p.stem for p in PAGES
-}
+    "00_tour", "10_corpora", "11_small_world", "12_cleaning", "13_duplicates", "14_imbalance", "15_tokenization", "16_language_models",
+    "17_perplexity", "18_tokenizer_files", "19_shards", "20_networks", "21_optimizers", "22_batches", "23_training", "24_checkpoints",
+    "25_experiments", "30_embeddings", "31_vectors", "32_recurrent", "33_bilstm", "34_recurrent_lm", "35_seq2seq", "36_attention",
+    "37_transformer", "38_pretrained", "39_alignment", "40_cache", "41_generation", "42_constraints", "43_speculation", "44_runs",
+    "83_cli",
+}  # fmt: skip
 # Modules that are still longer than a sitting, with the lines that they have: a number here may only fall.
-STILL_LONG: dict[str, int] = {}
+STILL_LONG = {"corpora": 825, "embeddings": 754, "small_world": 792, "vectors": 746}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
