@@ -39,7 +39,7 @@ def _check_options(options: dict[str, Any]) -> None:
             if not isinstance(value, Real):
                 raise OptimizerError(f"{name} is {value!r}, a {type(value).__name__}; give a number. (A schedule changes it in "
                                      "optimizer.param_groups[i].)")
-            if not least <= float(value) < below: raise OptimizerError(f"{name}={value!r}: it has to be at least {least} and below {below}.")
+            if not least <= float(value) < below: raise OptimizerError(f"{name}={value!r}: it must be at least {least} and below {below}.")
     if len(options.get("betas", (0, 0))) != 2: raise OptimizerError(f"betas={options['betas']!r}: give two numbers, such as (0.9, 0.999).")
     if options.get("nesterov") and not options["momentum"]: raise OptimizerError("nesterov=True needs a momentum above 0, such as 0.9.")
 

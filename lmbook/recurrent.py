@@ -254,6 +254,9 @@ class Recurrent(nn.Module):
         """
         c = self.config
         _floats(x, "B, T, D", c.d_in)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            with torch.autocast("cpu", enabled=False):  # on such a processor PyTorch cannot train an LSTM in bfloat16
+                return self.forward(x.float(), None if state is None else _each(Tensor.float, state), lengths)
         B, T, _ = x.shape
         if not B or not T: raise RecurrentError(f"The input has the shape {tuple(x.shape)}: there is nothing to read.")
         if state is not None: _parts(state, c.cell == "lstm", (c.layers * (self.d_out // c.d_hidden), B, c.d_hidden), x)

@@ -260,3 +260,16 @@ def test_packed_rows_of_examples_are_refused_and_padded_ones_read():
 
 
 def test_the_error_is_the_books(): assert issubclass(RecurrentError, LmbookError)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("lengths", [None, [4, 2]])
+def test_every_processor_can_train_in_bfloat16(cell, lengths):
+    "PyTorch's LSTM refuses to where oneDNN has no bfloat16; then it computes in float32, and gives exactly what it gives without autocast."
+    torch.manual_seed(0)
+    network, x = Recurrent(RecurrentConfig(3, 4, cell=cell)), torch.randn(2, 4, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16): out, state = network(x, None, lengths)
+    out.float().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
+    with torch.autocast("cpu", torch.bfloat16): network(x, state, lengths)
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported(): assert torch.equal(out, network(x, None, lengths)[0])

@@ -16,8 +16,8 @@ from lmbook.networks import NeuralNGram, NeuralNGramConfig
 from lmbook.perplexity import evaluate, floor
 from lmbook.shards import clean, read_shards
 from lmbook.small_world import SmallWorld, SmallWorldConfig
-from lmbook.tokenization import BPE, Tokenizer
-from lmbook.tokenizer_files import SentencePieceTokenizer
+from lmbook.tokenization import BPE
+from lmbook.tokenizer_files import SentencePieceTokenizer, load_tokenizer
 from lmbook.training import TrainConfig, Trainer
 
 
@@ -35,7 +35,7 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
 
     made = BPE.train(texts, 400) if kind == "bpe" else SentencePieceTokenizer.train(texts, 400, model_type="bpe")
     made.save(tmp_path / "tokenizer")
-    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
     V = tokenizer.vocab_size
     fresh = list(world.texts("valid", n=12))
 
