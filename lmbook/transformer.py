@@ -226,7 +226,7 @@ class Memory(NamedTuple):
 
 
 class TextCache(Protocol):
-    "What remembers the keys and values of all layers, from call to call: `lmbook.generation.KVCache` is one."
+    "What remembers the keys and values of all layers, from call to call: `lmbook.cache.KVCache` is one."
 
     length: int  # places read so far, padding included
     cross: list[Any]  # for each layer the keys and values of an encoder's memory, None until they are made

@@ -395,7 +395,7 @@ W = nn.Parameter(torch.ones(2, 2))
 
 
 @pytest.mark.parametrize("kind, options, says", [
-    (SGD, {"lr": -1}, "lr=-1: it has to be at least 0"),
+    (SGD, {"lr": -1}, "lr=-1: it must be at least 0"),
     (Adam, {"lr": math.nan}, "lr=nan"),
     (Adam, {"lr": math.inf}, "lr=inf"),
     (Adam, {"lr": "1e-3"}, "lr is '1e-3', a str; give a number"),
@@ -406,7 +406,7 @@ W = nn.Parameter(torch.ones(2, 2))
     (Lion, {"betas": (0.9, 0.99, 0.999)}, "give two numbers"),
     (RMSprop, {"alpha": 1.0}, "alpha=1.0"),
     (RMSprop, {"eps": -1e-8}, "eps=-1e-08"),
-    (SGD, {"momentum": 1.0}, "momentum=1.0: it has to be at least 0 and below 1"),
+    (SGD, {"momentum": 1.0}, "momentum=1.0: it must be at least 0 and below 1"),
     (SGD, {"nesterov": True}, "nesterov=True needs a momentum"),
     (Muon, {"ns_steps": 0}, "ns_steps=0"),
     (Muon, {"adjust_lr_fn": "mine"}, "one of None, 'original', 'match_rms_adamw'"),
