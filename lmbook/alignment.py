@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Score', 'AttentionDecoder']
 
-# %% ../nbs/39_alignment.ipynb #b5b2d020e1
+# %% ../nbs/39_alignment.ipynb #8226bb6512
 from typing import Literal, get_args
 
 import torch
@@ -16,8 +16,7 @@ from .core import Check
 from .recurrent import Recurrent, RecurrentConfig, State
 from .seq2seq import Encoded, Seq2SeqConfig
 
-
-# %% ../nbs/39_alignment.ipynb #34c04a880d
+# %% ../nbs/39_alignment.ipynb #c3a12e019b
 _check = Check(AttentionError)
 Score = Literal["additive", "dot"]  # how a state and a place are compared
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bio_tags', 'bio_spans', 'TaggerConfig', 'Tagger', 'TaggedSentences', 'tag_loss', 'influence', 'around']
 
-# %% ../nbs/33_bilstm.ipynb #6deffaa620
+# %% ../nbs/33_bilstm.ipynb #1f19b7744d
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/83_cli.ipynb #c1ad5ef21b
+# %% ../nbs/83_cli.ipynb #6d9c08dcc3
 import argparse
 import io
 import json
@@ -90,7 +90,7 @@ def _tokenize_options(command: argparse.ArgumentParser) -> None:
     add("--ids", action="store_true", help="only the numbers")
     add("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
 
-# %% ../nbs/83_cli.ipynb #e1066d6bea
+# %% ../nbs/83_cli.ipynb #454d43eb71
 def _to_stderr(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
 

@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'Colour', 'Point', 'LmbookError', 'Check', 'optional', 'wh
            'seed_everything', 'random_state', 'set_random_state', 'best_device', 'evaluating', 'Box', 'Drawing',
            'Measured', 'measured_once']
 
-# %% ../nbs/01_core.ipynb #14dd9cb6
+# %% ../nbs/01_core.ipynb #b20a6bb9a1
 import difflib
 import html
 import importlib
@@ -33,11 +33,11 @@ if TYPE_CHECKING:  # PyTorch takes a second to import; whoever only reads files 
     from matplotlib.patches import Patch
     from torch import Tensor, nn
 
-# %% ../nbs/01_core.ipynb #7e92dd82
+# %% ../nbs/01_core.ipynb #f2dbff5c85
 class LmbookError(ValueError):
     "What a user can mend. The message says what is wrong, and what to do about it. Every chapter's own error is one of these."
 
-# %% ../nbs/01_core.ipynb #196d7780
+# %% ../nbs/01_core.ipynb #abba825c93
 @cache
 def _literals(kind: Any) -> dict[str, tuple]:
     "The fields of a dataclass whose type is a Literal, with what may stand there."
@@ -114,7 +114,7 @@ class Check:
             wrong = low if low < 0 else high
             raise self.error(f"The id {wrong} is no token: {what} run from 0 to {vocab_size - 1}. Is this the model's tokenizer?")
 
-# %% ../nbs/01_core.ipynb #f9f7db7a
+# %% ../nbs/01_core.ipynb #1f09431c49
 def optional(
     package: str,  # as it is imported
     extra: str,  # of lmbook, which brings it
@@ -127,7 +127,7 @@ def optional(
             f"This needs the package {missing.name or package}, which is not installed. Install it: pip install 'lmbook[{extra}]'"
         ) from missing
 
-# %% ../nbs/01_core.ipynb #67b0c500
+# %% ../nbs/01_core.ipynb #36111f1063
 def _to_disk(path: Path) -> None:
     "Make the system write a file or a folder to the disk now."
     if os.name == "nt" and path.is_dir(): return  # Windows cannot, and need not
@@ -197,7 +197,7 @@ def whole_folder(
         if old.exists() and not path.exists(): old.rename(path)
         for leftover in (scratch, old): shutil.rmtree(leftover, ignore_errors=True)
 
-# %% ../nbs/01_core.ipynb #b9031bbf
+# %% ../nbs/01_core.ipynb #0a089e9c53
 def seed_everything(
     seed: int,  # from 0 to 2**32 - 1
     deterministic: bool = True,  # ask for operations that give the same bits each time, where PyTorch has them; on a GPU some are slower
@@ -243,7 +243,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]): torch.cuda.set_rng_state_all(state["cuda"])
     if "mps" in state and torch.backends.mps.is_available(): torch.mps.set_rng_state(state["mps"])
 
-# %% ../nbs/01_core.ipynb #c70e9dc0
+# %% ../nbs/01_core.ipynb #4df1dc662c
 def best_device(
     name: str = "auto",  # "auto", or a device of PyTorch: "cpu", "cuda", "cuda:1", "mps"
 ) -> "torch.device":
@@ -263,7 +263,7 @@ def best_device(
         raise LmbookError("There is no 'mps' here (Apple's GPU). Write device='auto' to take what there is.")
     return device
 
-# %% ../nbs/01_core.ipynb #4d4fda9e
+# %% ../nbs/01_core.ipynb #52576a704c
 @contextmanager
 def evaluating(
     model: Any,  # a module; anything else (an n-gram model, a function) has no modes, and passes
@@ -280,7 +280,7 @@ def evaluating(
     finally:
         for module, mode in modes: module.training = mode
 
-# %% ../nbs/01_core.ipynb #3b972140
+# %% ../nbs/01_core.ipynb #9c7a3bcab3
 COLOURS = {"plain": "#f4f4f4", "data": "#d6e6f5", "weights": "#fbe0bf", "result": "#d5ecd0", "wrong": "#f6cfcf", "off": "#ffffff"}
 Colour = Literal["plain", "data", "weights", "result", "wrong", "off"]
 
@@ -425,7 +425,7 @@ class Drawing:
         self.parts.append(("grid", title))
         return Box(x, y, m * cell, n * cell, outline)
 
-# %% ../nbs/01_core.ipynb #ebf14e01
+# %% ../nbs/01_core.ipynb #602a0de1ef
 @dataclass(frozen=True)
 class Measured:
     "What a benchmark found, once. Indexing gives its results; shown, it is a badge: when, on what, by which command."

@@ -8,7 +8,7 @@ __all__ = ['WEIGHTS', 'EmbeddingError', 'WordVectors', 'IndexedText', 'index_tex
            'SimilarityScore', 'score_similarity', 'AnalogyScore', 'score_analogies', 'project', 'read_similarities',
            'read_analogies', 'GloVeConfig', 'glove_weight', 'train_glove']
 
-# %% ../nbs/30_embeddings.ipynb #ba88c44461
+# %% ../nbs/30_embeddings.ipynb #b6b44dbd75
 import difflib
 import heapq
 import math
@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from .core import Check, LmbookError
 
-# %% ../nbs/30_embeddings.ipynb #fe42116035
+# %% ../nbs/30_embeddings.ipynb #7d7f738172
 class EmbeddingError(LmbookError):
     "Something about words, their vectors or a text to learn them from that the user can mend."
 
@@ -154,7 +154,7 @@ def _as_matrix(matrix: Any, what: str, height: int) -> np.ndarray:
         raise EmbeddingError(f"There are {height} words but {len(matrix)} rows in {what}. Give one row for each word.")
     return matrix if matrix.dtype == np.float32 else np.asarray(matrix, dtype=np.float32)
 
-# %% ../nbs/30_embeddings.ipynb #78bc22a6f3
+# %% ../nbs/30_embeddings.ipynb #32f5ecc12e
 @dataclass(frozen=True, eq=False)
 class IndexedText:
     "A text as numbers: what counting and training read. Iterating gives the documents, each an array of ids."
@@ -200,7 +200,7 @@ def index_text(
     kept = ids >= 0
     return IndexedText([words[i] for i in order], counts[order], ids[kept], belongs[kept], len(lengths), len(found))
 
-# %% ../nbs/30_embeddings.ipynb #e24e0ec777
+# %% ../nbs/30_embeddings.ipynb #482f66f0fd
 @dataclass(frozen=True, eq=False)
 class SparseMatrix:
     "A square matrix most of whose entries are 0: the others, in the order of their places."
@@ -284,7 +284,7 @@ def cooccurrences(
     keys, values = _summed(np.concatenate([keys, keys % vocab_size * vocab_size + keys // vocab_size]), np.concatenate([values, values]))
     return SparseMatrix(keys // vocab_size, keys % vocab_size, values, vocab_size)
 
-# %% ../nbs/30_embeddings.ipynb #77954c00ce
+# %% ../nbs/30_embeddings.ipynb #adabcb9508
 def pmi(
     counts: SparseMatrix,  # how often each pair occurs
     power: float = 1.,  # to which the frequency of a context is raised: 3/4 makes rare contexts less exciting
@@ -325,7 +325,7 @@ def svd_vectors(
     scale = S[:dim] ** power
     return WordVectors(words, (U * turn)[:, :dim] * scale, (V * turn)[:, :dim] * scale)
 
-# %% ../nbs/30_embeddings.ipynb #bb8fafa17b
+# %% ../nbs/30_embeddings.ipynb #2ed9d6c8da
 def huffman(
     counts: Sequence[int] | np.ndarray,  # (V,) how often each word occurs
 ) -> tuple[np.ndarray, np.ndarray]: # (V, D) inner nodes on the way to each word, 0 to V - 2; and +1 (left), -1 (right), 0 (past its end)
@@ -372,7 +372,7 @@ def banded(
     band = (distance <= reach[..., None]) & (distance > 0) & (mine == document.unfold(0, S, L)[:, None]) & (mine >= 0)
     return Chunk(ids[window : window + B * L].view(B, L), ids.unfold(0, S, L), band.float())
 
-# %% ../nbs/30_embeddings.ipynb #ab0c37118a
+# %% ../nbs/30_embeddings.ipynb #1816f06539
 def negative_gradient(
     hidden: Tensor,  # (B, L, d) what predicts
     true: Tensor,  # (B, S, d) output vectors of the words that could be predicted
@@ -387,7 +387,7 @@ def negative_gradient(
     for_outputs = torch.bmm(both.mT, hidden)
     return torch.bmm(both, outputs), for_outputs[:, : true.shape[1]], for_outputs[:, true.shape[1] :]
 
-# %% ../nbs/30_embeddings.ipynb #7e69137405
+# %% ../nbs/30_embeddings.ipynb #bd657aabee
 @dataclass(frozen=True)
 class Word2VecConfig:
     "What word2vec learns and how. The defaults are gensim's, and skip-gram's where those are CBOW's."
@@ -422,7 +422,7 @@ class Word2VecConfig:
         _check.that(0 < self.min_lr <= self.lr < math.inf, rates)
         _check.positive(self, "subsample", "clip", "noise_power", zero=True)
 
-# %% ../nbs/30_embeddings.ipynb #61e612e3f2
+# %% ../nbs/30_embeddings.ipynb #9a2f2cd502
 def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     "The different ids and, for each, the sum of its rows: sorted, so that equal ids lie together, and each run is summed."
     ids, order = torch.sort(ids)
@@ -554,7 +554,7 @@ def train_word2vec(
     outputs = None if config.loss == "hierarchical" else model.outputs
     return WordVectors(text.words, model.inputs, outputs, text.counts)
 
-# %% ../nbs/30_embeddings.ipynb #a726fa2771
+# %% ../nbs/30_embeddings.ipynb #9545980877
 @dataclass(frozen=True)
 class SimilarityScore:
     "How well the cosines of pairs of words agree with what people, or a grammar, say."
@@ -660,7 +660,7 @@ def project(
     turn = np.sign(places[np.abs(places).argmax(0), np.arange(dims)])
     return (places * np.where(turn == 0, 1, turn)).astype(np.float32)
 
-# %% ../nbs/30_embeddings.ipynb #898ad843b8
+# %% ../nbs/30_embeddings.ipynb #5092eabd9a
 def read_similarities(path: str | PathLike) -> list[tuple[str, str, float]]:
     "Word pairs with scores from a file: three fields a line, separated by tabs or commas. Leaves out a head line and comments (#)."
     out = []
@@ -692,7 +692,7 @@ def _lines(path: str | PathLike) -> Iterator[tuple[int, str]]:
         for n, line in enumerate(f, 1):
             if line.strip() and line[0] != "#": yield n, line.strip()
 
-# %% ../nbs/30_embeddings.ipynb #ef98f50e56
+# %% ../nbs/30_embeddings.ipynb #708adcd72c
 @dataclass(frozen=True)
 class GloVeConfig:
     "What GloVe learns and how; the paper's defaults where it has one."

@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 
 from .core import LmbookError
 
-# %% ../nbs/21_optimizers.ipynb #c7b3c25ee2
+# %% ../nbs/21_optimizers.ipynb #9af02f5923
 class OptimizerError(LmbookError):
     "Something about an optimizer, its options, its gradients or its saved state that its user can mend. The message says how."
 

@@ -181,7 +181,7 @@ def gradient_by_distance(
             [gradient] = torch.autograd.grad(own.sum(), copies)
     return gradient.view(B, H, *x.shape[1:]).square().sum((1, 3)).sqrt().flip(1)
 
-# %% ../nbs/32_recurrent.ipynb #05ccce732a
+# %% ../nbs/32_recurrent.ipynb #eeb737c42c
 CellName = Literal["rnn", "lstm", "gru"]
 CELLS: dict[str, type[nn.Module]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}  # PyTorch's, which do all steps in one call
 

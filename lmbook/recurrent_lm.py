@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['States', 'RecurrentLMError', 'RecurrentLMConfig', 'same_mask', 'RecurrentLM', 'CarriedState']
 
-# %% ../nbs/34_recurrent_lm.ipynb #25db6f09d6
+# %% ../nbs/34_recurrent_lm.ipynb #5312293edd
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,7 @@ def same_mask(
     if not share or not training: return x
     return x * F.dropout(x.new_ones(len(x), 1, x.shape[2]), share)
 
-# %% ../nbs/34_recurrent_lm.ipynb #1d8f4d3bee
+# %% ../nbs/34_recurrent_lm.ipynb #7d2fef71ec
 def _like(state: State, x: Tensor) -> State:
     """On the device of x and in its precision.
 

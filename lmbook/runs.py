@@ -6,7 +6,7 @@
 __all__ = ['EPOCHS', 'RunError', 'RunConfig', 'sort_settings', 'read_texts', 'split_texts', 'make_tokenizer', 'seconds_per_step',
            'plan_steps', 'Run', 'load_run', 'muon_and_adamw', 'train_run']
 
-# %% ../nbs/44_runs.ipynb #2509f1018a
+# %% ../nbs/44_runs.ipynb #d7e83d4f0b
 import copy
 import difflib
 import hashlib
@@ -38,7 +38,7 @@ from .training import TrainConfig, Trainer, next_token_loss, read_log
 from .pretrained import load_pretrained, save_pretrained
 from .transformer import PRESETS, PresetName, Transformer, TransformerConfig, preset
 
-# %% ../nbs/44_runs.ipynb #d696da9eb3
+# %% ../nbs/44_runs.ipynb #af5d9e85d8
 class RunError(LmbookError):
     "Something about a run, its folder or a command that the user can mend. The message says what is wrong and what to do about it."
 
@@ -145,7 +145,7 @@ def split_texts(
     kept, out = [t[:c] for t, c in zip(texts, cuts)], [t[c:] for t, c in zip(texts, cuts)]
     return [t for t in kept if t], [t for t in out if t.strip()]
 
-# %% ../nbs/44_runs.ipynb #172c6ba2a2
+# %% ../nbs/44_runs.ipynb #de2289e668
 def make_tokenizer(
     texts: Sequence[str],
     kind: str = "bpe",  # "bpe", "chars", "bytes", or a file or folder that holds a tokenizer
@@ -209,7 +209,7 @@ def plan_steps(
     steps = int(config.minutes * 60 * 0.92 / took[dtype])  # the rest is for evaluations
     return {"steps": max(10, min(steps, EPOCHS * len(stream))), "dtype": dtype}
 
-# %% ../nbs/44_runs.ipynb #4f9338e009
+# %% ../nbs/44_runs.ipynb #e71f0daa36
 @dataclass
 class Run:
     "A model with its tokenizer, as they come from a folder."
@@ -272,7 +272,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 def _write_info(folder: Path, info: dict[str, Any]) -> None:
     write_whole(folder / "run.json", json.dumps(info, indent=1, ensure_ascii=False) + "\n", RunError)
 
-# %% ../nbs/44_runs.ipynb #0bcb86ba64
+# %% ../nbs/44_runs.ipynb #f2ed2d1281
 # of training, unless the run says otherwise
 _DEFAULTS = {"optimizer": "muon", "lr": 0.02, "schedule": "linear", "weight_decay": 0.1, "keep": 1, "load_best": True}
 _JUDGED = 16_384  # tokens of the held-out text that are read at each look; at the end up to sixteen times as many

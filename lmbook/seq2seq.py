@@ -7,7 +7,7 @@ __all__ = ['SPECIAL', 'BOS', 'EOS', 'Dilation', 'Pair', 'EncoderName', 'ENCODERS
            'ConvEncoder', 'ReceptiveField', 'receptive_field', 'ConvLM', 'copy_task', 'reverse_task', 'recall_task',
            'Seq2SeqConfig', 'Encoded', 'reverse_rows', 'Encoder', 'Decoder', 'Seq2Seq', 'Accuracy', 'greedy_accuracy']
 
-# %% ../nbs/35_seq2seq.ipynb #7a5c6d9b7f
+# %% ../nbs/35_seq2seq.ipynb #e31b46906b
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -107,7 +107,7 @@ class Choice:
         "The index of the option that a random integer in [0, 2**32) takes."
         return bisect_right(self.upper, integer)
 
-# %% ../nbs/11_small_world.ipynb #5c836ca457
+# %% ../nbs/11_small_world.ipynb #e5f205b015
 Row = dict[str, str]  # an entry of the lexicon: column -> form
 Node = tuple[Any, ...]  # (alternative, variables, expanded rules): what `expand` makes of a rule
 
@@ -468,7 +468,7 @@ def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Ro
     logp[-1] += end  # what is decided after the last sentence is that there is no other
     return node, variables, logp
 
-# %% ../nbs/11_small_world.ipynb #02cc217554
+# %% ../nbs/11_small_world.ipynb #d965d47cf4
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # a word of English, with inner hyphens and apostrophes; punctuation marks are words too
 
 

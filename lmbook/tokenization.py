@@ -44,7 +44,7 @@ def utf8(text: str) -> bytes:
             f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly."
         ) from error
 
-# %% ../nbs/15_tokenization.ipynb #e3482d92aa
+# %% ../nbs/15_tokenization.ipynb #d216928717
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 

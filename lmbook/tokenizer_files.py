@@ -127,7 +127,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/18_tokenizer_files.ipynb #90c29d7e0b
+# %% ../nbs/18_tokenizer_files.ipynb #501fa6abcd
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0

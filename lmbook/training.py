@@ -211,7 +211,7 @@ class TensorBoard:
                 if name != "step": self.writer.add_scalar(name, value, row["step"])
         elif event == "end": self.writer.close()
 
-# %% ../nbs/23_training.ipynb #22fe01cce0
+# %% ../nbs/23_training.ipynb #62ccbae5fe
 @runtime_checkable
 class Stateful(Protocol):
     "What can say where it stands, and go back there: sources of batches, optimizers, some losses and callbacks."

@@ -6,7 +6,7 @@
 __all__ = ['Kind', 'KINDS', 'MLPActivation', 'GATED', 'PresetName', 'PRESETS', 'TransformerError', 'TransformerConfig', 'preset',
            'FeedForward', 'Block', 'Memory', 'TextCache', 'Stack', 'Embed', 'Transformer', 'count_parameters', 'flops']
 
-# %% ../nbs/37_transformer.ipynb #7bc26fe123
+# %% ../nbs/37_transformer.ipynb #d4cdb6c383
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
@@ -29,7 +29,7 @@ from lmbook.attention import (
 from .core import Check, LmbookError
 from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, Scheme, init_weights
 
-# %% ../nbs/37_transformer.ipynb #92c2ba1f78
+# %% ../nbs/37_transformer.ipynb #cfaa0c50b3
 class TransformerError(LmbookError):
     "Something about a Transformer, its input or its files that the user can mend. The message says what is wrong and what to do about it."
 
@@ -217,7 +217,7 @@ class Block(nn.Module):
         if cross is not None and cross_norm is not None: x = self._add(x, cross_norm, lambda h: cross(h, memory, memory_mask))
         return self._add(x, self.mlp_norm, self.mlp)
 
-# %% ../nbs/37_transformer.ipynb #7854e2a773
+# %% ../nbs/37_transformer.ipynb #49c6e6038b
 class Memory(NamedTuple):
     "What an encoder has read. Made once, it can be given to `Transformer.forward` again and again, in place of the source."
 

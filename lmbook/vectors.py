@@ -6,7 +6,7 @@
 __all__ = ['Format', 'FORMATS', 'BLOCK', 'Unknown', 'VectorsError', 'read_vectors', 'stream_vectors', 'write_vectors',
            'open_vectors', 'Coverage', 'embedding_matrix', 'embedding_layer', 'copy_vectors']
 
-# %% ../nbs/31_vectors.ipynb #60cf96ba2b
+# %% ../nbs/31_vectors.ipynb #369bc8f292
 import bz2
 import codecs
 import difflib
@@ -31,7 +31,7 @@ from .core import Check, whole_file
 from .embeddings import EmbeddingError, WordVectors
 from .tokenization import Tokenizer
 
-# %% ../nbs/31_vectors.ipynb #9a93e4287d
+# %% ../nbs/31_vectors.ipynb #de690fcec0
 class VectorsError(EmbeddingError):
     "Something about a file of vectors, or about putting vectors into a model, that the user can mend."
 
@@ -66,7 +66,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None: raise VectorsError(f"{path}: {error.strerror}.") from error
         raise VectorsError(f"{path}: the compressed data are damaged ({error}). Fetch the file again.") from error
 
-# %% ../nbs/31_vectors.ipynb #2cf6c221dd
+# %% ../nbs/31_vectors.ipynb #7b758a2bc8
 @dataclass(frozen=True)
 class _Layout:
     "What the first part of a file tells."
@@ -132,7 +132,7 @@ def _layout(path: Path, head: bytes, format: str) -> _Layout:
         )
     return _Layout("glove", dim, start=start)
 
-# %% ../nbs/31_vectors.ipynb #bd873a6b24
+# %% ../nbs/31_vectors.ipynb #49da28f0a6
 _Block = tuple[list[str], np.ndarray, Callable[[int], str]]  # n words, their vectors (n, d), and where in the file vector i stands
 _LONGEST = 1 << 16  # bytes of a word; beyond that the file is not what it says
 
@@ -245,7 +245,7 @@ class _File:
                 _picked(lambda n: f"vector {n + 1:,}", part.tolist()),
             )
 
-# %% ../nbs/31_vectors.ipynb #8c3c723bd6
+# %% ../nbs/31_vectors.ipynb #27a564382d
 def _floats(rows: list[bytes], dim: int) -> np.ndarray | None: # (n, d) float32, or None where a field is not a number
     "Parse rows of numbers, all at once: pyarrow splits and reads them in compiled code."
     import pyarrow as pa
@@ -333,7 +333,7 @@ def _whole_lines(path: Path, stream: BinaryIO, rest: bytes) -> Iterator[list[byt
         if cut: yield rest[:cut].replace(b"\t", b" ").removesuffix(b"\n").split(b"\n")
         rest = rest[cut:]
 
-# %% ../nbs/31_vectors.ipynb #06d9be36c5
+# %% ../nbs/31_vectors.ipynb #1d2961a54c
 def _binary(self: _File, stream: BinaryIO, data: bytes) -> Iterator[_Block]:
     "A word, a space, and the bytes of its numbers; then the next word, with or without a line feed between."
     count, size, base = self.layout.count or 0, 4 * self.layout.dim, self.layout.start  # base: the byte of the file at which `data` begins
@@ -385,7 +385,7 @@ def _out_of_step(self: _File, where: str) -> VectorsError:
         f"The header's {self.layout.dim} numbers to a word do not fit, or the file is damaged: fetch it again."
     )
 
-# %% ../nbs/31_vectors.ipynb #3bb61a633c
+# %% ../nbs/31_vectors.ipynb #a16f362103
 def read_vectors(
     path: str | Path,  # a file, perhaps packed with gzip, bzip2 or xz
     format: str = "auto",  # "word2vec" (binary), "word2vec-text", "glove" (text, no header), "safetensors" (ours); "auto": look at the file
@@ -438,7 +438,7 @@ def stream_vectors(
         for words, matrix, _ in blocks: yield from zip(words, matrix)
     file.warn()
 
-# %% ../nbs/31_vectors.ipynb #af3c21975b
+# %% ../nbs/31_vectors.ipynb #10d6bd770f
 def _writable(words: Sequence[str], format: str) -> list[bytes]:
     "Words as bytes, if a reader of this format would get them back."
     out = []
@@ -522,7 +522,7 @@ def _text_block(words: list[bytes], block: np.ndarray) -> bytes:
     rows = pc.binary_join(pa.ListArray.from_arrays(pa.array(np.arange(0, n * dim + 1, dim), pa.int32()), digits), " ").to_pylist()
     return b"".join([part for word, row in zip(words, rows) for part in (word, b" ", row.encode(), b"\n")])
 
-# %% ../nbs/31_vectors.ipynb #37de67fe58
+# %% ../nbs/31_vectors.ipynb #5e4dd84103
 _ROOM = 1024  # bytes before the first number: the header, filled up with spaces, as the format of safetensors allows
 
 
@@ -600,7 +600,7 @@ def open_vectors(
     elif not cache.exists(): raise VectorsError(f"There is no file {path}, and no copy {cache} that could stand for it.")
     return _open_stored(cache)[0]
 
-# %% ../nbs/31_vectors.ipynb #ef2315c3a2
+# %% ../nbs/31_vectors.ipynb #d306fdecbd
 @dataclass(frozen=True)
 class Coverage:
     "How many words of a model were given a vector."
