@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, run
 from lmbook.batches import Examples, TokenStream
-from lmbook.checkpoints import latest
+from lmbook.checkpoints import Checkpoints, latest
 from lmbook.core import seed_everything
 from lmbook.optimizers import AdamW, clip_gradients, cosine, parameter_groups
 from lmbook.training import JsonLog, TrainConfig, Trainer
@@ -143,7 +143,7 @@ def child(folder: str, seed: int, result: str, steps: int) -> None:
     model = nn.Sequential(nn.Embedding(40, 16), nn.Dropout(0.3), nn.Linear(16, 40))
     config = TrainConfig(steps=steps, lr=1e-2, warmup=10, weight_decay=0.1, accumulate=2, eval_every=10, patience=50, save_every=1,
                          log_every=3, seed=seed, device="cpu")
-    history = Trainer(model, data, config, evaluate=aside, folder=folder).fit()
+    history = Trainer(model, data, config, evaluate=aside, checkpoints=Checkpoints(folder)).fit()
     weights = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
     state = repr((history.rows, history.best, history.best_step, history.waiting, history.stopped))
     Path(result).write_text(hashlib.sha256(weights + state.encode()).hexdigest(), encoding="utf-8")

@@ -177,7 +177,7 @@ def test_faults_of_settings(text: Path, folder: Path, tmp_path: Path, capsys: py
     assert "Did you mean layers?" in fails(capsys, *train_words(text, tmp_path / "a", "layer=2"))
     assert "without spaces" in fails(capsys, *train_words(text, tmp_path / "a", "layers"))
     assert "does not divide" in fails(capsys, *train_words(text, tmp_path / "a", "heads=5"))
-    assert "lr must be above 0" in fails(capsys, *train_words(text, tmp_path / "a", "lr=0", "optimizer=adamw"))
+    assert "lr=0 must be above 0" in fails(capsys, *train_words(text, tmp_path / "a", "lr=0", "optimizer=adamw"))
     assert "held_out=1.0" in fails(capsys, *train_words(text, tmp_path / "a"), "--held-out", "1")
     assert "cuda" in fails(capsys, *train_words(text, tmp_path / "a", "device=cuda:9"))
     assert "seed was 0 and is 5" in fails(capsys, *train_words(text, folder), "--seed", "5")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmbook.batches import IGNORE, Batch, Examples, TokenStream
-from lmbook.checkpoints import load_weights, save_weights
+from lmbook.checkpoints import Checkpoints, load_weights, save_weights
 from lmbook.perplexity import evaluate
 from lmbook.recurrent import RecurrentError
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
@@ -227,7 +227,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, cell):
             if event == "step" and trainer.step == until: trainer.stop("interrupted")
         config = TrainConfig(steps=24, lr=1e-2, eval_every=5, log_every=3, device="cpu")
         stream, judged = TokenStream(ids, 4, 9, contiguous=True), TokenStream(ids[:200], 2, 9, contiguous=True)
-        trainer = Trainer(m, stream, config, loss=loss, evaluate=judged, folder=folder, callbacks=[stop])
+        trainer = Trainer(m, stream, config, loss=loss, evaluate=judged, checkpoints=Checkpoints(folder), callbacks=[stop])
         history = trainer.fit()
         return m, loss, history
 
@@ -346,6 +346,6 @@ def test_a_batch_with_fewer_rows_cannot_carry():
 
 def test_another_loss_in_the_folder(tmp_path):
     stream, config = TokenStream(np.arange(300) % V, 2, 7, contiguous=True), TrainConfig(steps=3, device="cpu")
-    Trainer(model(), stream, config, loss=CarriedState(), folder=tmp_path).fit()
+    Trainer(model(), stream, config, loss=CarriedState(), checkpoints=Checkpoints(tmp_path)).fit()
     again = TokenStream(np.arange(300) % V, 2, 7, contiguous=True)
-    with pytest.raises(TrainingError, match="give the same loss"): Trainer(model(), again, config, folder=tmp_path).fit()
+    with pytest.raises(TrainingError, match="give the same loss"): Trainer(model(), again, config, checkpoints=Checkpoints(tmp_path)).fit()
