@@ -62,4 +62,4 @@ lint: $(STAMP) ## ruff over notebooks, package, tests and tools; mypy over the p
 	$(PY) -m mypy
 
 clean: ## remove the environment and everything that was built
-	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .quick.json
+	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .quick.json

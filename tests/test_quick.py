@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import tools.inputs
 import tools.quick
 from tools.inputs import Tree
 from tools.quick import FORMAT, OPTIONS, RECORD, fingerprints, load, main, save, why
@@ -429,3 +431,14 @@ def test_the_record_that_cannot_be_written_fails_no_test(root: Path, monkeypatch
 def test_it_runs_as_make_test_does():
     [line] = re.findall(r"-m pytest (.*)", (HERE / "Makefile").read_text(encoding="utf-8"))
     assert line == f"-p tools.quick -n $(JOBS) {' '.join(OPTIONS)} nbs tests"
+
+
+def test_of_the_benchmarks_those_count_whose_results_are_shown():
+    "The function that shows them looks for a folder; what it reads there its caller says."
+    tree = Tree(HERE)
+    assert len(tree.reached("nbs/40_cache.ipynb")) < len(tree.files) / 2
+    shown = {'measured_once("bilstm")': {"benchmarks/results/bilstm.json"}, "x = 1": set(), "measured_once(name)": None}
+    for source, expected in shown.items():
+        found = tools.inputs._Reader(tree, "nbs/new.ipynb", ast.parse(f"from lmbook.core import measured_once\n{source}")).found
+        assert found.anything == (expected is None)
+        if expected is not None: assert {f for f in found.named if f.startswith("benchmarks/")} == expected

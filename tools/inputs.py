@@ -27,6 +27,7 @@ ALWAYS = ("constraints.txt", "pyproject.toml")
 CLAIMS = f"{PACKAGE}/data/claims.toml"
 RUNS = {"import_module", "__import__", "exec", "eval", "subprocess", "runpy", "Popen"}  # by these, a string becomes an import
 ANY_MODULE = {"__package__", "pkgutil"}  # by these, a package imports what it does not name
+MEASURED = "measured_once"  # reads the results of the benchmark that its caller names, and nothing else; its result is a Measured
 PLACES = {"Path", "files", "joinpath", "join", "open", "listdir", "scandir", "walk", "glob", "iglob", "rglob", "copytree", "import_module"}
 
 
@@ -109,7 +110,10 @@ class Tree:
 
     def _parse(self, path: str) -> ast.Module:
         text = (self.root / path).read_text(encoding="utf-8")
-        if path.endswith(".py"): return ast.parse(text)
+        if path.endswith(".py"):
+            module = ast.parse(text)
+            if path.startswith(f"{PACKAGE}/"): module.body = [node for node in module.body if getattr(node, "name", "") not in (MEASURED, "Measured")]
+            return module
         cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
         return ast.Module([node for cell in cells for node in _cell(cell).body], [])
 
@@ -212,10 +216,18 @@ class _Reader:
         if {"__file__", "cwd", "getcwd", *self.foreign} & names or any(n.value == ".." for n in self.strings):
             for node in self._all_of(ast.Name, ast.Attribute, ast.Subscript, ast.Constant, ast.Call): self._use(node)
         for node in self.strings: self._string(node)
+        for node in self.kinds[ast.Call]: self._measured(node)
         if any(f"{PACKAGE}.data" in n.value for n in self.strings) and not self.found.named & set(tree.data):
             self.found.named |= set(tree.data)  # it names the folder and no file
 
     def _all_of(self, *kinds: type) -> Iterator: return (node for kind in kinds for node in self.kinds[kind])
+
+    def _measured(self, node: ast.Call) -> None:
+        "Results of a benchmark that are shown."
+        if (node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")) != MEASURED: return
+        first = node.args[0] if node.args else None
+        if isinstance(first, ast.Constant): self.found.named |= {f"benchmarks/results/{first.value}.json"} & self.tree.known
+        else: self.found.anything = True
 
     # ---------------------------------------------------------------------------------------------------------------------- imports
 
