@@ -110,12 +110,11 @@ class Tree:
 
     def _parse(self, path: str) -> ast.Module:
         text = (self.root / path).read_text(encoding="utf-8")
-        if path.endswith(".py"):
-            module = ast.parse(text)
-            if path.startswith(f"{PACKAGE}/"): module.body = [node for node in module.body if getattr(node, "name", "") not in (MEASURED, "Measured")]
-            return module
-        cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
-        return ast.Module([node for cell in cells for node in _cell(cell).body], [])
+        if path.endswith(".py"): body = ast.parse(text).body
+        else:
+            cells = ["".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+            body = [node for cell in cells for node in _cell(cell).body]
+        return ast.Module([node for node in body if getattr(node, "name", "") not in (MEASURED, "Measured")], [])
 
     @cached_property
     def judges(self) -> set[str]:
