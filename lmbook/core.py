@@ -33,9 +33,12 @@ if TYPE_CHECKING:  # PyTorch takes a second to import; whoever only reads files 
     from matplotlib.patches import Patch
     from torch import Tensor, nn
 
-# %% ../nbs/01_core.ipynb #f2dbff5c85
+# %% ../nbs/01_core.ipynb #a77866af68
 class LmbookError(ValueError):
-    "What a user can mend. The message says what is wrong, and what to do about it. Every chapter's own error is one of these."
+    """What a user can mend. The message says what is wrong, and what to do about it.
+
+    Every chapter's own error is one of these.
+    """
 
 # %% ../nbs/01_core.ipynb #abba825c93
 @cache
@@ -114,17 +117,18 @@ class Check:
             wrong = low if low < 0 else high
             raise self.error(f"The id {wrong} is no token: {what} run from 0 to {vocab_size - 1}. Is this the model's tokenizer?")
 
-# %% ../nbs/01_core.ipynb #1f09431c49
+# %% ../nbs/01_core.ipynb #8eedf71a12
 def optional(
     package: str,  # as it is imported
     extra: str,  # of lmbook, which brings it
     error: type[LmbookError] = LmbookError,
 ) -> ModuleType:
-    "A package that only some parts of the book need. If it is missing, the error says how to get it."
+    "A package that only some parts need. If it is missing, the error says how to get it."
     try: return importlib.import_module(package)
     except ModuleNotFoundError as missing:
         raise error(
-            f"This needs the package {missing.name or package}, which is not installed. Install it: pip install 'lmbook[{extra}]'"
+            f"This needs the package {missing.name or package}, which is not installed. "
+            f"Install it: pip install 'lmbook[{extra}]'"
         ) from missing
 
 # %% ../nbs/01_core.ipynb #36111f1063
@@ -263,17 +267,18 @@ def best_device(
         raise LmbookError("There is no 'mps' here (Apple's GPU). Write device='auto' to take what there is.")
     return device
 
-# %% ../nbs/01_core.ipynb #52576a704c
+# %% ../nbs/01_core.ipynb #897afd0100
 @contextmanager
 def evaluating(
-    model: Any,  # a module; anything else (an n-gram model, a function) has no modes, and passes
-    gradients: bool = False,  # whether they are recorded, for those who judge a model by them
+    model: Any,  # a module; anything else (an n-gram model, a function) has no modes
+    gradients: bool = False,  # whether they are recorded
 ) -> Iterator[None]:
-    "No dropout inside, and no gradients; afterwards each module is in the mode that it was in."
+    "No dropout inside, and no gradients; afterwards each module is in its mode again."
     import torch
     from torch import nn
 
-    modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    modes = [(module, module.training) for module in modules]
     for module, _ in modes: module.training = False
     try:
         with torch.set_grad_enabled(gradients and torch.is_grad_enabled()): yield

@@ -12,5 +12,12 @@ SMALL = {"d_model": 32, "layers": 1, "heads": 2, "context_length": 32}
 CPU = {"device": "cpu"}
 
 
+def write_stories(folder: Path) -> Path:
+    "The text, in a file."
+    path = folder / "mine.txt"
+    path.write_text("".join(story + "\n" for story in STORIES), encoding="utf-8", newline="\n")
+    return path
+
+
 def config(text: Path | str, **changes) -> RunConfig:
     return RunConfig(**({"text": (str(text),), "by": "line", "steps": 12, "batch_size": 4, "model": SMALL, "train": CPU} | changes))

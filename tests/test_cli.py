@@ -22,17 +22,14 @@ from lmbook.pretrained import save_pretrained
 from lmbook.runs import load_run, make_tokenizer, train_run
 from lmbook.tokenizer_files import load_tokenizer
 from lmbook.transformer import Transformer, preset
-from tests.stories import CPU, SMALL, STORIES, config
+from tests.stories import CPU, SMALL, STORIES, config, write_stories
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = ("--set", *(f"{k}={v}" for k, v in (SMALL | CPU).items()))
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "mine.txt"
-    path.write_text("".join(story + "\n" for story in STORIES), encoding="utf-8", newline="\n")
-    return path
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path: return write_stories(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

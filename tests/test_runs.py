@@ -36,14 +36,11 @@ from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer
 from lmbook.tokenizer_files import SentencePieceTokenizer
 from lmbook.training import TrainConfig, TrainingError, read_log
 from lmbook.transformer import Transformer, preset
-from tests.stories import CPU, SMALL, STORIES, config
+from tests.stories import CPU, SMALL, STORIES, config, write_stories
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "mine.txt"
-    path.write_text("".join(story + "\n" for story in STORIES), encoding="utf-8", newline="\n")
-    return path
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path: return write_stories(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
