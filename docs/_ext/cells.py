@@ -39,10 +39,18 @@ def on_doctree_read(app: Sphinx, doctree: nodes.document) -> None:
         meta = cell.get("cell_metadata", {}).get("lmbook", {}) if cell.get("nb_element") == "cell_code" else {}
         cell["ids"] += [f"source-{meta['module']}.{name}" for name in meta.get("defines", ())]
         cell["ids"] += [f"check-{claim}" for claim in meta.get("claims", ())]
-        if "module" in meta: cell.insert(0, export_mark(meta, docname))
+        if "module" in meta: cell.insert(1, export_mark(meta, docname))  # MyST-NB folds a cell only if its source comes first
     title = next(doctree.findall(nodes.title), None)
     if title is not None and (line := chapter_line(app, docname)) is not None:
         title.parent.insert(title.parent.index(title), line)
+
+
+def on_doctree_resolved(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    "Put each mark above its cell, now that the cells are folded."
+    for mark in list(doctree.findall(lambda node: isinstance(node, nodes.paragraph) and "exported-to" in node["classes"])):
+        cell = mark.parent
+        cell.remove(mark)
+        cell.insert(0, mark)
 
 
 def export_mark(meta: dict, docname: str) -> nodes.paragraph:
@@ -91,6 +99,7 @@ def on_finish(app: Sphinx, error: Exception | None) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("doctree-read", on_doctree_read)
+    app.connect("doctree-resolved", on_doctree_resolved)
     app.connect("html-page-context", on_page)
     app.connect("build-finished", on_finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
