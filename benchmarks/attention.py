@@ -145,8 +145,8 @@ def heads(settings: Settings) -> list[dict]:
         ways[kv] = partial(attention, q, k, v)
     with torch.no_grad(): seconds = turns(ways, settings.pick(10, 1) * settings.rounds)
     for kv in ways:
-        module = Attention(AttentionConfig(width, 8, kv_heads=kv))
-        rows.append({"kv_heads": kv, "parameters": sum(p.numel() for p in module.parameters()), "cache_bytes_a_token": 2 * kv * 64 * 4,
+        module = Attention(AttentionConfig(width, 8, n_kv_head=kv))
+        rows.append({"n_kv_head": kv, "parameters": sum(p.numel() for p in module.parameters()), "cache_bytes_a_token": 2 * kv * 64 * 4,
                      "step_ms": seconds[kv] * 1e3, "places": S, "rows": 8})
     return rows
 
@@ -157,7 +157,7 @@ def heads(settings: Settings) -> list[dict]:
 class SmallLM(nn.Module):
     "Two blocks of attention and MLP, pre-norm; or two layers of LSTM. Positions of one kind."
 
-    def __init__(self, V: int, d: int, kind: str, trained: int, kv_heads: int | None = None, window: int | None = None, hidden: int = 0):
+    def __init__(self, V: int, d: int, kind: str, trained: int, n_kv_head: int | None = None, window: int | None = None, hidden: int = 0):
         super().__init__()
         self.kind, self.squeeze = kind, 1.
         self.embed, self.out = nn.Embedding(V, d), nn.Linear(d, V)
@@ -166,7 +166,7 @@ class SmallLM(nn.Module):
             self.body = Recurrent(RecurrentConfig(d, hidden, 2))
             self.back = nn.Linear(hidden, d)
             return
-        config = AttentionConfig(d, HEADS, kv_heads, window=window, positions=kind if kind in ("rotary", "alibi") else "none")
+        config = AttentionConfig(d, HEADS, n_kv_head, window=window, positions=kind if kind in ("rotary", "alibi") else "none")
         self.learned = LearnedPositions(trained, d) if kind == "learned" else None
         self.looks = nn.ModuleList(Attention(config) for _ in range(2))
         self.mlps = nn.ModuleList(MLP(MLPConfig(d, d, 4 * d, activation="gelu")) for _ in range(2))
@@ -222,8 +222,8 @@ def text(settings: Settings) -> dict:
 
     hidden = next(h for h in range(8, 512) if lstm_size(h) >= attention_size)
     variants = {k: {"kind": k} for k in ("none", "learned", "sinusoidal", "alibi", "rotary")}
-    variants |= {"rotary, window 32": {"kind": "rotary", "window": 32}, "rotary, 1 kv head": {"kind": "rotary", "kv_heads": 1},
-                 "rotary, 2 kv heads": {"kind": "rotary", "kv_heads": 2}, "LSTM": {"kind": "LSTM", "hidden": hidden}}
+    variants |= {"rotary, window 32": {"kind": "rotary", "window": 32}, "rotary, 1 kv head": {"kind": "rotary", "n_kv_head": 1},
+                 "rotary, 2 kv heads": {"kind": "rotary", "n_kv_head": 2}, "LSTM": {"kind": "LSTM", "hidden": hidden}}
     for name, options in variants.items():
         found, within, times = [], [], []
         squeezed: list[np.ndarray] = []

@@ -33,7 +33,7 @@ from lmbook.training import TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig
 
 LENGTHS = (16, 64, 256, 1024)
-SHAPE = {"d_model": 128, "layers": 4, "heads": 4, "context_length": 2048}
+SHAPE = {"d_model": 128, "n_layer": 4, "n_head": 4, "context_length": 2048}
 
 
 BENCHMARK = Benchmark(
@@ -61,7 +61,7 @@ class Glued:
 class GluedCache:
     "What a model asks of a cache, in the simplest way."
 
-    def __init__(self, layers: int): self.layers, self.length = [Glued() for _ in range(layers)], 0
+    def __init__(self, n_layer: int): self.layers, self.length = [Glued() for _ in range(n_layer)], 0
 
     def __getitem__(self, i: int) -> Glued: return self.layers[i]
 
@@ -147,7 +147,7 @@ def guesses(settings: Settings) -> dict:
         Trainer(made, Examples(rows, tokens=2000, sort=20), TrainConfig(epochs=1, lr=lr, warmup=settings.pick(20, 1), device="cpu")).fit()
         return made.eval()
 
-    large, draft = learn(3e-3, d_model=128, layers=8, heads=4), learn(1e-2, d_model=48, layers=1, heads=2)
+    large, draft = learn(3e-3, d_model=128, n_layer=8, n_head=4), learn(1e-2, d_model=48, n_layer=1, n_head=2)
     found = []
     samplings = [SamplingConfig(max_new_tokens=settings.pick(100, 10), seed=seed) for seed in range(settings.pick(4, 1))]
 

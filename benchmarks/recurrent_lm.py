@@ -230,24 +230,24 @@ def cost(settings: Settings) -> dict[str, list]:
             "loop": [loops(*small, settings.pick(15, 2)), loops(*large, settings.pick(15, 2))]}
 
 
-def step_cost(V: int, d: int, layers: int, rounds: int, B: int = 20, T: int = 35) -> dict[str, Any]:
+def step_cost(V: int, d: int, n_layer: int, rounds: int, B: int = 20, T: int = 35) -> dict[str, Any]:
     "Forward and backward: two stacked nn.LSTM calls, against ours with each dropout."
     torch.manual_seed(0)
     ids, targets = torch.randint(V, (2, B, T))
-    embed, rnn, out = nn.Embedding(V, d), nn.LSTM(d, d, layers, batch_first=True), nn.Linear(d, V)
+    embed, rnn, out = nn.Embedding(V, d), nn.LSTM(d, d, n_layer, batch_first=True), nn.Linear(d, V)
     out.weight = embed.weight
 
     def bare() -> None: F.cross_entropy(out(rnn(embed(ids))[0]).flatten(0, 1), targets.flatten(), reduction="sum").backward()
 
     def ours(**dropouts: float) -> Callable[[], None]:
-        model, loss = RecurrentLM(RecurrentLMConfig(V, d, d, layers, **dropouts)), CarriedState()
+        model, loss = RecurrentLM(RecurrentLMConfig(V, d, d, n_layer, **dropouts)), CarriedState()
         return lambda: loss(model, Batch(ids, targets))[0].backward()
 
-    between = {"dropout_hidden": .2} if layers > 1 else {}
+    between = {"dropout_hidden": .2} if n_layer > 1 else {}
     variational = {"dropout_in": .2, "dropout_out": .2, **between}
     ms = milliseconds({"plain nn.LSTM": bare, "ours": ours(), "variational": ours(**variational), "words": ours(dropout_words=.1),
                        "weight drop": ours(weight_drop=.5), "all": ours(dropout_words=.1, weight_drop=.5, **variational)}, rounds)
-    return {"vocabulary": V, "width": d, "layers": layers, "B": B, "T": T,
+    return {"vocabulary": V, "width": d, "layers": n_layer, "B": B, "T": T,
             "ms": ms, "ratio": {name: t / ms["plain nn.LSTM"] for name, t in ms.items()}}
 
 

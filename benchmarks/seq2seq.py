@@ -66,7 +66,7 @@ def speed(settings: Settings) -> dict:
 
         times = in_turns({name: partial(step, name) for name in models}, settings.pick(15, 1))
         out[T] = {name: min(values) * 1e3 for name, values in times.items()} | {"ratio": ratio(times["conv"], times["lstm"])}  # ms
-    return {"d": d, "batch": B, "layers": {"lstm": 1, "conv": config.layers}, "sees": receptive_field(config).back, "by_length": out}
+    return {"d": d, "batch": B, "layers": {"lstm": 1, "conv": config.n_layer}, "sees": receptive_field(config).back, "by_length": out}
 
 
 @BENCHMARK.part()
@@ -165,12 +165,12 @@ def sentences(settings: Settings) -> dict:
 class DecoderOnly(nn.Module):
     "A Transformer that reads given and wanted as one row."
 
-    def __init__(self, V: int, d: int = 64, layers: int = 2, longest: int = 160):
+    def __init__(self, V: int, d: int = 64, n_layer: int = 2, longest: int = 160):
         super().__init__()
         self.embed, self.place = nn.Embedding(V, d), nn.Embedding(longest, d)
         for table in (self.embed, self.place): nn.init.normal_(table.weight, std=d**-0.5)
         layer = nn.TransformerEncoderLayer(d, 4, 4 * d, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
-        self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(d), enable_nested_tensor=False)
+        self.body = nn.TransformerEncoder(layer, n_layer, nn.LayerNorm(d), enable_nested_tensor=False)
 
     def forward(self, ids):
         x = self.embed(ids) + self.place.weight[: ids.shape[1]]
@@ -199,7 +199,7 @@ def continuation(settings: Settings) -> dict:
     makers = {
         "lstm": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=64)),
         "gru": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=72, encoder="gru", decoder="gru")),
-        "conv": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=64, encoder="conv", layers=2)),
+        "conv": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=64, encoder="conv", n_layer=2)),
         "transformer": lambda: DecoderOnly(V),
     }
     out: dict = {"steps": steps, "floor": ground, "nats": {}, "parameters": {}, "lr": {}}

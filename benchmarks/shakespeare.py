@@ -42,7 +42,7 @@ REFERENCE = {  # data/README.md
     "nanoGPT, documented CPU run": {"loss": 1.886, "seconds": 188, "parameters": 0.80e6, "tokens": 1_536_000, "tokens_per_s": 14_000},
     "GPT2LMHeadModel, same shape": {"tokens_per_s": 10_500, "written_per_s": 240},
 }
-MODEL: dict[str, Any] = {"d_model": 128, "layers": 4, "heads": 4, "context_length": 128, "norm": "rms", "activation": "gelu",
+MODEL: dict[str, Any] = {"d_model": 128, "n_layer": 4, "n_head": 4, "context_length": 128, "norm": "rms", "activation": "gelu",
                          "positions": "rotary", "bias": False, "tie": True}
 RECIPE: dict[str, Any] = {"batch_size": 12, "lr": 0.02, "weight_decay": 0.1, "warmup": 50, "schedule": "linear", "dtype": "bfloat16",
                           "optimizer": "muon", "model": {}}
@@ -90,7 +90,7 @@ class Text:
 
 
 def recipe(changes: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    shape = settings.pick({}, {"d_model": 32, "layers": 1})
+    shape = settings.pick({}, {"d_model": 32, "n_layer": 1})
     return {**RECIPE, **changes, "model": {**MODEL, **changes.get("model", {}), **shape}}
 
 

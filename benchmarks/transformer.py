@@ -46,10 +46,10 @@ def speed(settings: Settings) -> dict:
     out = {}
     shapes = {"small, 8 x 128": ((256, 4, 4, 256), 8, 128), "wide, 2 x 512": ((512, 4, 8, 512), 2, 512)}
     if settings.dry: shapes = {name: ((16, 1, 2, 16), 2, 8) for name in shapes}
-    for shape, ((d, layers, heads, context), B, T) in shapes.items():
+    for shape, ((d, n_layer, n_head, context), B, T) in shapes.items():
         for layout, parts in {"gpt2": {"activation": "gelu_tanh"}, "llama": TODAY}.items():
             torch.manual_seed(0)
-            ours = Transformer(TransformerConfig(settings.pick(8000, 100), d, layers, heads, context_length=context, **parts))
+            ours = Transformer(TransformerConfig(settings.pick(8000, 100), d, n_layer, n_head, context_length=context, **parts))
             with tempfile.TemporaryDirectory() as folder:
                 save_pretrained(ours, folder, layout)
                 theirs = AutoModelForCausalLM.from_pretrained(folder)
@@ -127,11 +127,11 @@ def variants(V: int) -> tuple[TransformerConfig, dict[str, dict]]:
     "What is changed, one thing at a time. Where that changes the number of parameters the width of the MLP makes up for it."
     base = TransformerConfig(V, 44, 2, 2, d_ff=40, context_length=256, **TODAY)
     changes = {
-        "tied": {"tie": True, "d_model": 48, "heads": 3, "d_ff": 68}, "LayerNorm": {"norm": "layer"}, "norm last": {"norm_first": False},
+        "tied": {"tie": True, "d_model": 48, "n_head": 3, "d_ff": 68}, "LayerNorm": {"norm": "layer"}, "norm last": {"norm_first": False},
         "no norm": {"norm": "none"}, "no residual": {"residual": False}, "learned positions": {"positions": "learned"},
         "sinusoidal positions": {"positions": "sinusoidal"}, "ALiBi": {"positions": "alibi"}, "no positions": {"positions": "none"},
-        "GELU": {"activation": "gelu", "d_ff": 60}, "one block, wide": {"layers": 1, "d_ff": 139},
-        "four blocks, narrow": {"layers": 4, "d_model": 32, "d_ff": 44}, "one key head": {"kv_heads": 1, "d_ff": 55},
+        "GELU": {"activation": "gelu", "d_ff": 60}, "one block, wide": {"n_layer": 1, "d_ff": 139},
+        "four blocks, narrow": {"n_layer": 4, "d_model": 32, "d_ff": 44}, "one key head": {"n_kv_head": 1, "d_ff": 55},
         "hardly an MLP": {"d_ff": 1, "d_head": 36},
     }  # fmt: skip
     return base, changes

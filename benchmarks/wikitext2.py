@@ -34,7 +34,7 @@ from lmbook.training import TrainConfig, Trainer
 REFERENCE = {  # data/README.md
     "model": "PyTorch's example word_language_model, LSTM 2 x 200, tied, 4 epochs", "seconds": 401, "perplexity": 332.6,
 }
-MODEL = {"d_embed": 256, "d_hidden": 256, "layers": 1, "dropout_words": .1, "dropout_in": .5, "dropout_out": .5, "weight_drop": .4}
+MODEL = {"d_embed": 256, "d_hidden": 256, "n_layer": 1, "dropout_words": .1, "dropout_in": .5, "dropout_out": .5, "weight_drop": .4}
 TRAIN = {"lr": 6e-3, "warmup": 100, "clip": 1., "weight_decay": 1e-5}
 ROWS, LENGTH, EPOCHS, HIDDEN = 32, 48, 12, .5
 BENCHMARK = Benchmark(

@@ -38,9 +38,9 @@ class AttentionDecoder(nn.Module):
         self.config = c = config
         states = c.d_hidden * (2 if c.encoder.startswith("bi") else 1)
         self.embed, self.dropout = nn.Embedding(c.target_vocab, c.d_embed), nn.Dropout(c.dropout)
-        self.body = Recurrent(RecurrentConfig(c.d_embed, c.d_hidden, c.layers, c.decoder, dropout=c.dropout if c.layers > 1 else 0.))
+        self.body = Recurrent(RecurrentConfig(c.d_embed, c.d_hidden, c.n_layer, c.decoder, dropout=c.dropout if c.n_layer > 1 else 0.))
         self.parts = 2 if c.decoder == "lstm" else 1  # an LSTM's state is a pair
-        self.start = nn.Linear(c.vector, self.parts * c.layers * c.d_hidden)
+        self.start = nn.Linear(c.vector, self.parts * c.n_layer * c.d_hidden)
         self.look = AdditiveAttention(c.d_hidden, states, c.d_hidden) if score == "additive" else None
         if score == "dot": self.query = nn.Linear(c.d_hidden, states, bias=False)
         self.mix, self.out = nn.Linear(c.d_hidden + states, c.d_hidden), nn.Linear(c.d_hidden, c.target_vocab)
@@ -77,7 +77,7 @@ class AttentionDecoder(nn.Module):
 
     def _read(self, ids: Tensor, memory: Encoded, state: State | None) -> tuple[Tensor, State]:
         if state is None:
-            h = torch.tanh(self.start(memory.summary)).view(len(ids), self.parts, self.config.layers, -1)
+            h = torch.tanh(self.start(memory.summary)).view(len(ids), self.parts, self.config.n_layer, -1)
             h = h.permute(1, 2, 0, 3).contiguous()
             state = (h[0], h[1]) if self.parts == 2 else h[0]
         return self.body(self.dropout(self.embed(ids)), state)

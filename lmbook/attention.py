@@ -260,17 +260,17 @@ def sinusoidal(
 
 # %% ../nbs/36_attention.ipynb #e8f3d8afd9
 def alibi_slopes(
-    heads: int,  # at least 1
+    n_head: int,  # at least 1
     dtype: torch.dtype | None = None,  # of the result; None: PyTorch's default, float32
-) -> Tensor: # (heads,): what a head subtracts from a score for each place of distance
+) -> Tensor: # (n_head,): what a head subtracts from a score for each place of distance
     """A geometric sequence that ends at 1/256 (Press, Smith and Lewis 2022).
 
     For heads that are no power of two as in their code: the next smaller power's, then every other of twice as many.
     """
-    _check.count("heads", heads)
-    power = 2 ** (heads.bit_length() - 1)
+    _check.count("n_head", n_head)
+    power = 2 ** (n_head.bit_length() - 1)
     slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
-    between = [2 ** (-4 * (2 * i + 1) / power) for i in range(heads - power)]
+    between = [2 ** (-4 * (2 * i + 1) / power) for i in range(n_head - power)]
     return torch.tensor(slopes + between, dtype=dtype)
 
 
@@ -348,9 +348,9 @@ class AttentionConfig:
     "Attention with several heads."
 
     d_model: int  # numbers at each place, going in and coming out
-    heads: int  # queries at each place
-    kv_heads: int | None = None  # keys and values at each place; divides heads. None: heads; 1: multi-query; between: grouped-query
-    d_head: int | None = None  # numbers in a query, key or value; None: d_model / heads
+    n_head: int  # queries at each place
+    n_kv_head: int | None = None  # keys and values at each place; divides n_head. None: n_head; 1: multi-query; between: grouped-query
+    d_head: int | None = None  # numbers in a query, key or value; None: d_model / n_head
     d_memory: int | None = None  # numbers at each place of a memory (cross-attention); None: d_model
     bias: bool = False  # whether the four maps have one
     dropout: float = 0.  # share of the weights that is silenced in training, from 0 to below 1
@@ -360,27 +360,27 @@ class AttentionConfig:
     rotary_layout: RotaryLayout = "half"
 
     def __post_init__(self) -> None:
-        _check.counts(self, "d_model", "heads", "kv_heads", "d_head", "d_memory", "window")
+        _check.counts(self, "d_model", "n_head", "n_kv_head", "d_head", "d_memory", "window")
         _check.shares(self, "dropout")
         _check.choices(self)
-        if self.d_head is None and self.d_model % self.heads:
+        if self.d_head is None and self.d_model % self.n_head:
             raise AttentionError(
-                f"heads={self.heads} does not divide d_model={self.d_model}. "
+                f"n_head={self.n_head} does not divide d_model={self.d_model}. "
                 "Take another number of heads, or say how large a head is, with d_head=."
             )
-        if self.heads % self.n_kv:
-            raise AttentionError(f"kv_heads={self.kv_heads} does not divide heads={self.heads}: each must serve equally many queries.")
+        if self.n_head % self.n_kv:
+            raise AttentionError(f"n_kv_head={self.n_kv_head} does not divide n_head={self.n_head}: each must serve equally many queries.")
         if self.positions == "rotary": self.rotary  # noqa: B018 (raises where a head cannot be turned)
 
     @property
     def n_kv(self) -> int:
         "Heads of keys and values."
-        return self.heads if self.kv_heads is None else self.kv_heads
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
 
     @property
     def size(self) -> int:
         "Numbers in a head."
-        return self.d_model // self.heads if self.d_head is None else self.d_head
+        return self.d_model // self.n_head if self.d_head is None else self.d_head
 
     @property
     def rotary(self) -> Rotary:
@@ -409,12 +409,12 @@ class Attention(nn.Module):
     def __init__(self, config: AttentionConfig):
         super().__init__()
         self.config = c = config
-        self.query = nn.Linear(c.d_model, c.heads * c.size, c.bias)
+        self.query = nn.Linear(c.d_model, c.n_head * c.size, c.bias)
         self.key, self.value = (nn.Linear(c.d_memory or c.d_model, c.n_kv * c.size, c.bias) for _ in range(2))
-        self.out = nn.Linear(c.heads * c.size, c.d_model, c.bias)
+        self.out = nn.Linear(c.n_head * c.size, c.d_model, c.bias)
         self.out.ends_branch = True  # type: ignore[assignment]  # for lmbook.networks.init_weights
         self.rotary = c.rotary if c.positions == "rotary" else None
-        self.register_buffer("slopes", alibi_slopes(c.heads) if c.positions == "alibi" else None, persistent=False)
+        self.register_buffer("slopes", alibi_slopes(c.n_head) if c.positions == "alibi" else None, persistent=False)
 
     def _split(self, x: Tensor) -> Tensor: return x.unflatten(-1, (-1, self.config.size)).transpose(1, 2)  # (B, T, H d) to (B, H, T, d)
 
@@ -441,7 +441,7 @@ class Attention(nn.Module):
         "What ALiBi adds to the scores. In float64 its slopes are made anew: the buffer was rounded when the module was made."
         if self.slopes is None: return None
         exact = q.dtype == torch.float64
-        slopes = alibi_slopes(self.config.heads, torch.float64).to(q.device) if exact else self.slopes
+        slopes = alibi_slopes(self.config.n_head, torch.float64).to(q.device) if exact else self.slopes
         return alibi_bias(slopes, q.shape[2], S)
 
     def _prepare(

@@ -68,20 +68,20 @@ class TaggerConfig:
     n_tags: int  # tags run from 0 to n_tags - 1
     d_embed: int = 64  # numbers that stand for a word
     d_hidden: int = 64  # numbers in the state of one layer and direction
-    layers: int = 1
+    n_layer: int = 1
     cell: CellName = "lstm"
     bidirectional: bool = True
     dropout: float = 0.0  # of the words' vectors, between layers, and of the states that are tagged, from 0 to below 1
 
     def __post_init__(self) -> None:
-        _check.counts(self, "vocab_size", "n_tags", "d_embed", "d_hidden", "layers")
+        _check.counts(self, "vocab_size", "n_tags", "d_embed", "d_hidden", "n_layer")
         _check.choices(self)
         _check.shares(self, "dropout")
 
     def recurrent(self) -> RecurrentConfig:
         "The configuration of its recurrent layers."
-        dropout = self.dropout if self.layers > 1 else 0.0
-        return RecurrentConfig(self.d_embed, self.d_hidden, self.layers, self.cell, self.bidirectional, dropout)
+        dropout = self.dropout if self.n_layer > 1 else 0.0
+        return RecurrentConfig(self.d_embed, self.d_hidden, self.n_layer, self.cell, self.bidirectional, dropout)
 
 
 class Tagger(nn.Module):

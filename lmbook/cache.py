@@ -61,19 +61,19 @@ class KVCache:
 
     def __init__(
         self,
-        layers: int,
+        n_layer: int,
         window: int | None = None,  # of the model's attention: places seen, one's own included; None: all
         capacity: int = 128,  # places for which there is room at first
         slack: int = 16,  # with a window: how many places `crop` may go back
     ):
         _check.that(
-            layers >= 1 and capacity >= 1 and slack >= 0,
-            f"A cache needs layers={layers} and capacity={capacity} of at least 1, and slack={slack} of at least 0.",
+            n_layer >= 1 and capacity >= 1 and slack >= 0,
+            f"A cache needs n_layer={n_layer} and capacity={capacity} of at least 1, and slack={slack} of at least 0.",
         )
         self.window, self.slack = window, slack
         self.capacity = capacity if window is None else min(capacity, 2 * (window + slack))
-        self._layers = [_Layer(self, i == layers - 1) for i in range(layers)]
-        self.cross: list[tuple[Tensor, Tensor] | None] = [None] * layers
+        self._layers = [_Layer(self, i == n_layer - 1) for i in range(n_layer)]
+        self.cross: list[tuple[Tensor, Tensor] | None] = [None] * n_layer
         self.length = 0  # places read so far, padding included
         self.first = 0  # the place that stands first in the store; above 0 only with a window
         self.begin = self.end = self.start = 0  # in the store: where the new places go, and from where on they see
@@ -183,7 +183,7 @@ class _ShortCut:
 
         c, decoder = model.config, model.decoder
         assert decoder is not None  # see `fits`
-        self.heads, self.kv, self.d = c.heads, c.attention.n_kv, c.attention.size
+        self.heads, self.kv, self.d = c.n_head, c.attention.n_kv, c.attention.size
         self.tokens = model.embed.tokens.weight
         self.table = None if model.embed.positions is None else model.embed.positions.table.weight
         self.shape, self.eps, self.rms, self.out = (c.d_model,), c.norm_eps, c.norm == "rms", model.out.weight
@@ -316,7 +316,7 @@ class _Cached:
 
     def start(self, rows: Rows) -> Tensor: # (B, V)
         most = max(map(len, rows))
-        self.cache = KVCache(self.config.layers, self.config.window, min(most + self.room, max(self.config.context_length, most)))
+        self.cache = KVCache(self.config.n_layer, self.config.window, min(most + self.room, max(self.config.context_length, most)))
         ids, segments = _pad_left(rows, self.device)
         hidden = self.model.hidden(ids, segments=segments, cache=self.cache, memory=self.memory)
         return self.model.score(hidden[:, -1])  # one place of the prompt is asked

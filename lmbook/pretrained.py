@@ -79,8 +79,8 @@ def _read_gpt2(d: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=_get(d, "vocab_size"),
         d_model=_get(d, "n_embd"),
-        layers=_get(d, "n_layer"),
-        heads=_get(d, "n_head"),
+        n_layer=_get(d, "n_layer"),
+        n_head=_get(d, "n_head"),
         d_ff=d.get("n_inner"),
         context_length=_get(d, "n_positions"),
         activation=_activation(d.get("activation_function", "gelu_new")),
@@ -91,7 +91,7 @@ def _read_gpt2(d: Mapping[str, Any]) -> TransformerConfig:
 
 
 def _write_gpt2(c: TransformerConfig) -> dict[str, Any]:
-    sizes = {"vocab_size": c.vocab_size, "n_embd": c.d_model, "n_layer": c.layers, "n_head": c.heads, "n_inner": c.hidden}
+    sizes = {"vocab_size": c.vocab_size, "n_embd": c.d_model, "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": c.hidden}
     return {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes,
         "n_positions": c.context_length, "n_ctx": c.context_length,
@@ -104,7 +104,7 @@ def _write_gpt2(c: TransformerConfig) -> dict[str, Any]:
 def _names_gpt2(c: TransformerConfig) -> _Names:
     yield "transformer.wte.weight", ("embed.tokens.weight",), False
     yield "transformer.wpe.weight", ("embed.positions.table.weight",), False
-    for i in range(c.layers):
+    for i in range(c.n_layer):
         theirs, ours = f"transformer.h.{i}", f"decoder.blocks.{i}"
         yield from _affine(f"{theirs}.ln_1", f"{ours}.attention_norm")
         yield from _affine(f"{theirs}.attn.c_attn", tuple(f"{ours}.attention.{name}" for name in ("query", "key", "value")), turned=True)
@@ -121,8 +121,8 @@ def _read_bert(d: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=_get(d, "vocab_size"),
         d_model=_get(d, "hidden_size"),
-        layers=_get(d, "num_hidden_layers"),
-        heads=_get(d, "num_attention_heads"),
+        n_layer=_get(d, "num_hidden_layers"),
+        n_head=_get(d, "num_attention_heads"),
         d_ff=_get(d, "intermediate_size"),
         context_length=_get(d, "max_position_embeddings"),
         kind="encoder",
@@ -140,7 +140,7 @@ def _read_bert(d: Mapping[str, Any]) -> TransformerConfig:
 def _write_bert(c: TransformerConfig) -> dict[str, Any]:
     return {
         "model_type": "bert", "architectures": ["BertForMaskedLM"],
-        "vocab_size": c.vocab_size, "hidden_size": c.d_model, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
+        "vocab_size": c.vocab_size, "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,
         "intermediate_size": c.hidden, "max_position_embeddings": c.context_length, "type_vocab_size": c.types,
         "hidden_act": _their_activation(c.activation), "layer_norm_eps": c.norm_eps, "tie_word_embeddings": c.tie,
         "hidden_dropout_prob": c.dropout, "attention_probs_dropout_prob": c.dropout,
@@ -152,7 +152,7 @@ def _names_bert(c: TransformerConfig) -> _Names:
     for theirs, ours in (("word", "tokens"), ("position", "positions.table"), ("token_type", "types")):
         yield f"bert.embeddings.{theirs}_embeddings.weight", (f"embed.{ours}.weight",), False
     yield from _affine("bert.embeddings.LayerNorm", "embed.norm")
-    for i in range(c.layers):
+    for i in range(c.n_layer):
         theirs, ours = f"bert.encoder.layer.{i}", f"encoder.blocks.{i}"
         for name in ("query", "key", "value"): yield from _affine(f"{theirs}.attention.self.{name}", f"{ours}.attention.{name}")
         yield from _affine(f"{theirs}.attention.output.dense", f"{ours}.attention.out")
@@ -193,9 +193,9 @@ def _read_llama(d: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig(
         vocab_size=_get(d, "vocab_size"),
         d_model=_get(d, "hidden_size"),
-        layers=_get(d, "num_hidden_layers"),
-        heads=heads,
-        kv_heads=d.get("num_key_value_heads") or heads,
+        n_layer=_get(d, "num_hidden_layers"),
+        n_head=heads,
+        n_kv_head=d.get("num_key_value_heads") or heads,
         d_head=d.get("head_dim"),
         d_ff=_get(d, "intermediate_size"),
         context_length=d.get("max_position_embeddings", 2048),
@@ -215,7 +215,7 @@ def _write_llama(c: TransformerConfig) -> dict[str, Any]:
     gates = {"swiglu": "silu", "geglu": "gelu", "geglu_tanh": "gelu_pytorch_tanh"}
     return {
         "model_type": "llama", "architectures": ["LlamaForCausalLM"],
-        "vocab_size": c.vocab_size, "hidden_size": c.d_model, "num_hidden_layers": c.layers, "num_attention_heads": c.heads,
+        "vocab_size": c.vocab_size, "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,
         "num_key_value_heads": c.attention.n_kv, "head_dim": c.attention.size, "intermediate_size": c.hidden,
         "max_position_embeddings": c.context_length, "hidden_act": gates.get(c.activation, "silu"), "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rotary_base, "rope_parameters": {"rope_type": "default", "rope_theta": c.rotary_base},
@@ -226,7 +226,7 @@ def _write_llama(c: TransformerConfig) -> dict[str, Any]:
 
 def _names_llama(c: TransformerConfig) -> _Names:
     yield "model.embed_tokens.weight", ("embed.tokens.weight",), False
-    for i in range(c.layers):
+    for i in range(c.n_layer):
         theirs, ours = f"model.layers.{i}", f"decoder.blocks.{i}"
         yield from _affine(f"{theirs}.input_layernorm", f"{ours}.attention_norm", False)
         for name, own in (("q", "query"), ("k", "key"), ("v", "value"), ("o", "out")):
@@ -264,7 +264,7 @@ LAYOUTS: dict[str, _Layout] = {  # by the `model_type` of config.json
 def _plain(c: TransformerConfig) -> TransformerConfig:
     "With everything said that was left open, so that two ways of saying the same are equal."
     base = c.rotary_base if c.positions == "rotary" else 10_000.
-    said = replace(c, kv_heads=c.attention.n_kv, d_head=c.attention.size, d_ff=c.hidden, mlp_bias=c.biased_mlp)
+    said = replace(c, n_kv_head=c.attention.n_kv, d_head=c.attention.size, d_ff=c.hidden, mlp_bias=c.biased_mlp)
     return replace(said, rotary_base=base, init="small")
 
 
@@ -429,5 +429,5 @@ def load_pretrained(
     model.load_state_dict(_state(folder, how, config, shapes, dtype), assign=True)
     if config.tie: model.out.weight = model.embed.tokens.weight
     for module in model.modules():
-        if isinstance(module, Attention) and module.slopes is not None: module.slopes = alibi_slopes(config.heads)
+        if isinstance(module, Attention) and module.slopes is not None: module.slopes = alibi_slopes(config.n_head)
     return model.eval()

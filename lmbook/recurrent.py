@@ -192,18 +192,18 @@ class RecurrentConfig:
 
     d_in: int  # numbers in an input vector
     d_hidden: int  # numbers in the state of one layer and direction
-    layers: int = 1  # each reads what the one below puts out
+    n_layer: int = 1  # each reads what the one below puts out
     cell: CellName = "lstm"  # one of CELLS
     bidirectional: bool = False  # whether each layer also reads from right to left; puts out 2 d_hidden numbers
     dropout: float = 0.0  # share of what passes from layer to layer that is silenced in training, from 0 to below 1
     forget_bias: float | None = 1.0  # of an LSTM, at the start of training: the sum of PyTorch's two biases; None: as PyTorch draws them
 
     def __post_init__(self) -> None:
-        _check.counts(self, "d_in", "d_hidden", "layers")
+        _check.counts(self, "d_in", "d_hidden", "n_layer")
         _check.choices(self)
         _check.shares(self, "dropout")
-        between = not self.dropout or self.layers > 1
-        _check.that(between, "dropout acts between layers, and with layers=1 there is no between: leave it at 0.")
+        between = not self.dropout or self.n_layer > 1
+        _check.that(between, "dropout acts between layers, and with n_layer=1 there is no between: leave it at 0.")
 
 
 def sentence_lengths(
@@ -232,7 +232,7 @@ class Recurrent(nn.Module):
         super().__init__()
         self.config = c = config
         self.rnn = CELLS[c.cell](
-            c.d_in, c.d_hidden, c.layers, batch_first=True, dropout=c.dropout, bidirectional=c.bidirectional
+            c.d_in, c.d_hidden, c.n_layer, batch_first=True, dropout=c.dropout, bidirectional=c.bidirectional
         )
         self.d_out = c.d_hidden * (2 if c.bidirectional else 1)  # numbers that come out for each word
         if c.cell == "lstm" and c.forget_bias is not None:
@@ -259,7 +259,7 @@ class Recurrent(nn.Module):
                 return self.forward(x.float(), None if state is None else _each(Tensor.float, state), lengths)
         B, T, _ = x.shape
         if not B or not T: raise RecurrentError(f"The input has the shape {tuple(x.shape)}: there is nothing to read.")
-        if state is not None: _parts(state, c.cell == "lstm", (c.layers * (self.d_out // c.d_hidden), B, c.d_hidden), x)
+        if state is not None: _parts(state, c.cell == "lstm", (c.n_layer * (self.d_out // c.d_hidden), B, c.d_hidden), x)
         if lengths is not None: lengths = self._lengths(lengths, B, T)
         if lengths is None or int(lengths.min()) == T: return self.rnn(x, state)
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)

@@ -36,7 +36,7 @@ class RecurrentLMConfig:
     vocab_size: int  # ids run from 0 to vocab_size - 1
     d_embed: int = 64  # numbers that stand for a word
     d_hidden: int = 64  # numbers in the state of a layer; the last layer has d_embed of them where the matrix is tied
-    layers: int = 1
+    n_layer: int = 1
     cell: CellName = "lstm"
     tie: bool = True  # one matrix for reading words and for predicting them
     dropout_words: float = 0.0  # share of the vocabulary that is not read at all, wherever it stands in the batch
@@ -47,21 +47,21 @@ class RecurrentLMConfig:
     forget_bias: float | None = 1.0  # of an LSTM at the start, see RecurrentConfig
 
     def __post_init__(self) -> None:
-        _check.counts(self, "vocab_size", "d_embed", "d_hidden", "layers")
+        _check.counts(self, "vocab_size", "d_embed", "d_hidden", "n_layer")
         _check.choices(self)
         _check.shares(self, "dropout_words", "dropout_in", "dropout_hidden", "dropout_out", "weight_drop")
-        between = not self.dropout_hidden or self.layers > 1
-        _check.that(between, "dropout_hidden acts between layers, and with layers=1 there is no between: leave it at 0.")
-        if self.tie and self.layers == 1 and self.d_hidden != self.d_embed:
+        between = not self.dropout_hidden or self.n_layer > 1
+        _check.that(between, "dropout_hidden acts between layers, and with n_layer=1 there is no between: leave it at 0.")
+        if self.tie and self.n_layer == 1 and self.d_hidden != self.d_embed:
             raise RecurrentLMError(
                 f"With tie=True the last layer, here the only one, is as wide as a word vector ({self.d_embed}), so "
-                f"d_hidden={self.d_hidden} would be of no use. Write d_hidden={self.d_embed}, or layers=2, or tie=False."
+                f"d_hidden={self.d_hidden} would be of no use. Write d_hidden={self.d_embed}, or n_layer=2, or tie=False."
             )
 
     @property
     def widths(self) -> tuple[int, ...]: # of the state of each layer
         "How many numbers each layer puts out."
-        return (self.d_hidden,) * (self.layers - 1) + (self.d_embed if self.tie else self.d_hidden,)
+        return (self.d_hidden,) * (self.n_layer - 1) + (self.d_embed if self.tie else self.d_hidden,)
 
 # %% ../nbs/34_recurrent_lm.ipynb #49b289a1d1
 def same_mask(
@@ -126,8 +126,8 @@ class RecurrentLM(nn.Module):
         c = self.config
         _check.ids(ids, c.vocab_size)
         if states is None: states = self.initial_state(len(ids))
-        if len(states) != c.layers:
-            raise RecurrentLMError(f"The state is of {len(states)} layers, the model has {c.layers}: was it made by another model?")
+        if len(states) != c.n_layer:
+            raise RecurrentLMError(f"The state is of {len(states)} layers, the model has {c.n_layer}: was it made by another model?")
         x = self.embed(ids)
         if self.training and c.dropout_words: x = x * F.dropout(x.new_ones(c.vocab_size), c.dropout_words)[ids][..., None]
         x = same_mask(x, c.dropout_in, self.training)
@@ -138,7 +138,7 @@ class RecurrentLM(nn.Module):
                 dropped = F.dropout(layer.get_parameter(_STATE_TO_STATE), c.weight_drop)
                 x, state = functional_call(layer, {_STATE_TO_STATE: dropped}, (x, state))
             else: x, state = layer(x, state)
-            x = same_mask(x, c.dropout_hidden if i < c.layers else c.dropout_out, self.training)
+            x = same_mask(x, c.dropout_hidden if i < c.n_layer else c.dropout_out, self.training)
             new.append(state)
         return x, tuple(new)
 

@@ -450,7 +450,7 @@ It continues texts like these. It knows no facts, follows no instructions, and m
 | | |
 | --- | --- |
 | held-out text ({data['held_out_bytes']:,} bytes) | {score} |
-| model | {config.layers} layers of {config.d_model}, {config.heads} heads, {parts} |
+| model | {config.n_layer} layers of {config.d_model}, {config.n_head} heads, {parts} |
 | tokens | {data['tokens']:,} of {run.tokenizer.vocab_size:,} kinds ({asked['tokenizer']}) |
 | training | {steps}; weights of step {result['step']:,} |
 

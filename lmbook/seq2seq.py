@@ -45,14 +45,14 @@ class ConvConfig:
 
     d_model: int  # numbers at each place, going in and coming out
     kernel: int = 3  # places that one window covers; odd if it is not causal, so that it has a middle
-    layers: int = 4  # windows upon windows
+    n_layer: int = 4  # windows upon windows
     dilation: Dilation = 1  # step between the places of a window: for all layers, or one for each; "doubling": 1, 2, 4, ...
     causal: bool = True  # whether a window ends at its own place; otherwise it lies around it
     gated: bool = False  # a gate instead of a GELU: half of the outputs decide how much of the other half passes (Dauphin et al. 2017)
     dropout: float = 0.  # of what each layer adds, from 0 to below 1
 
     def __post_init__(self) -> None:
-        _check.counts(self, "d_model", "kernel", "layers")
+        _check.counts(self, "d_model", "kernel", "n_layer")
         _check.shares(self, "dropout")
         if not self.causal and self.kernel % 2 == 0:
             raise Seq2SeqError(
@@ -64,13 +64,13 @@ class ConvConfig:
         steps = self.dilations
         whole = all(isinstance(step, int) and not isinstance(step, bool) and step >= 1 for step in steps)
         _check.that(whole, f"{given} must be made of whole numbers, at least 1.")
-        _check.that(len(steps) == self.layers, f"{given} names {len(steps)} steps for {self.layers} layers: give one for each.")
+        _check.that(len(steps) == self.n_layer, f"{given} names {len(steps)} steps for {self.n_layer} layers: give one for each.")
 
     @property
     def dilations(self) -> tuple[int, ...]:
         "The step of each layer's window."
-        if isinstance(self.dilation, str): return tuple(2**i for i in range(self.layers))
-        return tuple(self.dilation) if isinstance(self.dilation, tuple | list) else (self.dilation,) * self.layers
+        if isinstance(self.dilation, str): return tuple(2**i for i in range(self.n_layer))
+        return tuple(self.dilation) if isinstance(self.dilation, tuple | list) else (self.dilation,) * self.n_layer
 
 # %% ../nbs/35_seq2seq.ipynb #bd71a0e9fc
 def token_mask(
@@ -253,7 +253,7 @@ class Seq2SeqConfig:
     d_embed: int = 32  # numbers that stand for a token
     d_hidden: int = 64  # numbers in the state of each layer; a two-way encoder has as many in each direction
     d_vector: int | None = None  # numbers in the one vector between the two; None: d_hidden
-    layers: int = 1  # of encoder and decoder, each
+    n_layer: int = 1  # of encoder and decoder, each
     encoder: EncoderName = "lstm"  # "bilstm", "bigru": both ways; "conv": windows, and the largest value of all places
     decoder: CellName = "lstm"
     reverse: bool = False  # read the source from its end (Sutskever, Vinyals and Le 2014)
@@ -264,7 +264,7 @@ class Seq2SeqConfig:
     eos_id: int = EOS  # and ends with
 
     def __post_init__(self) -> None:
-        _check.counts(self, "source_vocab", "target_vocab", "d_embed", "d_hidden", "layers", "d_vector")
+        _check.counts(self, "source_vocab", "target_vocab", "d_embed", "d_hidden", "n_layer", "d_vector")
         _check.shares(self, "dropout")
         _check.choices(self)
         for name in ("bos_id", "eos_id"):
@@ -280,12 +280,12 @@ class Seq2SeqConfig:
     @property
     def between(self) -> float:
         "The dropout between layers; one layer has no between."
-        return self.dropout if self.layers > 1 else 0.
+        return self.dropout if self.n_layer > 1 else 0.
 
     @property
     def windows(self) -> ConvConfig:
         "The stack of an encoder that is made of convolutions."
-        return ConvConfig(self.d_hidden, self.kernel, self.layers, self.dilation, causal=False, dropout=self.dropout)
+        return ConvConfig(self.d_hidden, self.kernel, self.n_layer, self.dilation, causal=False, dropout=self.dropout)
 
 # %% ../nbs/35_seq2seq.ipynb #1b3f5b29d4
 class Encoded(NamedTuple):
@@ -318,7 +318,7 @@ class Encoder(nn.Module):
         if c.encoder == "conv": self.widen, self.body = nn.Linear(c.d_embed, c.d_hidden), ConvEncoder(c.windows)
         else:
             cell = cast(CellName, c.encoder.removeprefix("bi"))
-            self.body = Recurrent(RecurrentConfig(c.d_embed, c.d_hidden, c.layers, cell, self.both, c.between))
+            self.body = Recurrent(RecurrentConfig(c.d_embed, c.d_hidden, c.n_layer, cell, self.both, c.between))
         self.d_states = c.d_hidden * (2 if self.both else 1)
         self.vector = nn.Linear(self.d_states, c.vector)
 
@@ -354,14 +354,14 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = c = config
         self.embed, self.dropout = nn.Embedding(c.target_vocab, c.d_embed), nn.Dropout(c.dropout)
-        self.body = Recurrent(RecurrentConfig(c.d_embed + c.vector, c.d_hidden, c.layers, c.decoder, dropout=c.between))
+        self.body = Recurrent(RecurrentConfig(c.d_embed + c.vector, c.d_hidden, c.n_layer, c.decoder, dropout=c.between))
         self.parts = 2 if c.decoder == "lstm" else 1  # an LSTM's state is a pair (h, c)
-        self.start = nn.Linear(c.vector, self.parts * c.layers * c.d_hidden)
+        self.start = nn.Linear(c.vector, self.parts * c.n_layer * c.d_hidden)
         self.out = nn.Linear(c.d_hidden, c.target_vocab)
 
     def begin(self, memory: Encoded) -> State: # (layers, B, H), for an LSTM two of them
         "The state before the first token: h = tanh(V' c)."
-        start = torch.tanh(self.start(memory.summary)).view(-1, self.parts, self.config.layers, self.config.d_hidden)
+        start = torch.tanh(self.start(memory.summary)).view(-1, self.parts, self.config.n_layer, self.config.d_hidden)
         h, *c = (part.contiguous() for part in start.permute(1, 2, 0, 3))
         return (h, c[0]) if c else h
 

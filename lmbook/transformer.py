@@ -49,10 +49,10 @@ class TransformerConfig:
 
     vocab_size: int  # ids run from 0 to vocab_size - 1
     d_model: int = 128  # numbers at each place
-    layers: int = 4  # blocks of the encoder and of the decoder, each
-    heads: int = 4  # queries at each place
-    kv_heads: int | None = None  # keys and values at each place; divides heads. None: heads
-    d_head: int | None = None  # numbers in a query, key or value; None: d_model / heads
+    n_layer: int = 4  # blocks of the encoder and of the decoder, each
+    n_head: int = 4  # queries at each place
+    n_kv_head: int | None = None  # keys and values at each place; divides n_head. None: n_head
+    d_head: int | None = None  # numbers in a query, key or value; None: d_model / n_head
     d_ff: int | None = None  # units of the MLP; None: 4 d_model, and with a gate 8/3 d_model, rounded up to 8s: as many parameters
     context_length: int = 256  # places that a text may have
     kind: Kind = "decoder"  # or "encoder", which sees both ways, or "encoder-decoder"
@@ -75,7 +75,7 @@ class TransformerConfig:
     init: Scheme = "small"  # how linear maps are drawn; vectors: std of 0.02, or 2 / d_model if less
 
     def __post_init__(self) -> None:
-        _check.counts(self, "vocab_size", "d_model", "layers", "heads", "context_length", "kv_heads", "d_head", "d_ff", "window")
+        _check.counts(self, "vocab_size", "d_model", "n_layer", "n_head", "context_length", "n_kv_head", "d_head", "d_ff", "window")
         _check.counts(self, "source_vocab")
         _check.counts(self, "types", least=0)
         _check.choices(self)
@@ -94,7 +94,7 @@ class TransformerConfig:
         "Of a token's looking at its own text."
         inside: AttentionPositions = self.positions if self.positions == "rotary" or self.positions == "alibi" else "none"
         return AttentionConfig(
-            self.d_model, self.heads, self.kv_heads, self.d_head, bias=self.bias, dropout=self.dropout, window=self.window,
+            self.d_model, self.n_head, self.n_kv_head, self.d_head, bias=self.bias, dropout=self.dropout, window=self.window,
             positions=inside, rotary_base=self.rotary_base,
         )  # fmt: skip
 
@@ -134,9 +134,9 @@ class TransformerConfig:
 # %% ../nbs/37_transformer.ipynb #dd883952bc
 PresetName = Literal["tiny", "small", "base"]
 PRESETS: dict[PresetName, dict[str, Any]] = {  # today's usual parts, in three sizes
-    "tiny": {"d_model": 160, "layers": 4, "heads": 5, "context_length": 256},
-    "small": {"d_model": 384, "layers": 6, "heads": 6, "context_length": 512},
-    "base": {"d_model": 768, "layers": 12, "heads": 12, "context_length": 1024},
+    "tiny": {"d_model": 160, "n_layer": 4, "n_head": 5, "context_length": 256},
+    "small": {"d_model": 384, "n_layer": 6, "n_head": 6, "context_length": 512},
+    "base": {"d_model": 768, "n_layer": 12, "n_head": 12, "context_length": 1024},
 }
 _TODAY = {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "tie": True}
 
@@ -253,7 +253,7 @@ class Stack(nn.Module):
         cross: bool = False,  # a decoder that looks at a source
     ):
         super().__init__()
-        self.causal, self.blocks = causal, nn.ModuleList(Block(config, cross) for _ in range(config.layers))
+        self.causal, self.blocks = causal, nn.ModuleList(Block(config, cross) for _ in range(config.n_layer))
         self.norm = _norm(config) if config.norm_first else nn.Identity()
         self.rotary = config.attention.rotary if config.positions == "rotary" else None
 
@@ -484,7 +484,7 @@ class Transformer(nn.Module):
 def count_parameters(config: TransformerConfig) -> int:
     "How many parameters such a model has, without making it. A tied matrix counts once."
     c, bias, mlp_bias = config, int(config.bias), int(config.biased_mlp)
-    D, q, kv = c.d_model, c.heads * c.attention.size, c.attention.n_kv * c.attention.size
+    D, q, kv = c.d_model, c.n_head * c.attention.size, c.attention.n_kv * c.attention.size
     norm = {"none": 0, "rms": D, "layer": D + bias * D}[c.norm]
     attention = 2 * D * q + 2 * D * kv + bias * (q + 2 * kv + D) + norm
     maps = 2 + c.gated
@@ -493,8 +493,8 @@ def count_parameters(config: TransformerConfig) -> int:
     last = norm if c.norm_first else 0
     total = c.vocab_size * D + embed + (0 if c.tie else c.vocab_size * D)
     if c.head == "bert": total += D * D + bias * D + norm + c.vocab_size
-    total += c.layers * (attention + mlp) + last
-    if c.kind == "encoder-decoder": total += c.layers * (2 * attention + mlp) + last
+    total += c.n_layer * (attention + mlp) + last
+    if c.kind == "encoder-decoder": total += c.n_layer * (2 * attention + mlp) + last
     return total if c.source_vocab is None else total + c.source_vocab * D + embed
 
 
@@ -512,14 +512,14 @@ def flops(
     if config.kind == "encoder-decoder" and source < 1:
         raise TransformerError("An encoder-decoder reads a source: say of how many tokens, with source=.")
     c, S = config, tokens if context is None else context
-    D, q, kv = c.d_model, c.heads * c.attention.size, c.attention.n_kv * c.attention.size
+    D, q, kv = c.d_model, c.n_head * c.attention.size, c.attention.n_kv * c.attention.size
 
     def attention(T: int, S: int, read: int) -> int: # read: places whose keys and values are made
         return 4 * T * D * q + 4 * read * D * kv + 4 * T * S * q
 
     def mlp(T: int) -> int: return 2 * T * (2 + c.gated) * D * c.hidden
 
-    total = c.layers * (attention(tokens, S, tokens) + mlp(tokens))
+    total = c.n_layer * (attention(tokens, S, tokens) + mlp(tokens))
     if c.kind == "encoder-decoder":
-        total += c.layers * (attention(source, source, source) + mlp(source) + attention(tokens, source, source))
+        total += c.n_layer * (attention(source, source, source) + mlp(source) + attention(tokens, source, source))
     return total + 2 * tokens * D * (c.vocab_size + (D if c.head == "bert" else 0))

@@ -98,10 +98,10 @@ def _ngram(smoothing: Any) -> Callable[[float], NGram]:
     return lambda dropout: model  # nobody changes it
 
 
-def _recurrent(cell: Any, tie: bool, layers: int = 2) -> Spec:
+def _recurrent(cell: Any, tie: bool, n_layer: int = 2) -> Spec:
     def build(p: float) -> RecurrentLM:
-        more = {"dropout_words": p, "dropout_in": p, "dropout_out": p, "weight_drop": p, "dropout_hidden": p if layers > 1 else 0.}
-        return RecurrentLM(RecurrentLMConfig(V, 16, 16 if layers == 1 else 20, layers, cell, tie, **more))
+        more = {"dropout_words": p, "dropout_in": p, "dropout_out": p, "weight_drop": p, "dropout_hidden": p if n_layer > 1 else 0.}
+        return RecurrentLM(RecurrentLMConfig(V, 16, 16 if n_layer == 1 else 20, n_layer, cell, tie, **more))
 
     return Spec(f"{cell}-{'tied' if tie else 'untied'}", "recurrent", build, tied=("out.weight", "embed.weight") if tie else ("", ""))
 
@@ -142,19 +142,19 @@ MODELS = (
     _transformer("decoder", "gpt2", "gpt2"),
     _transformer("decoder", "2017"),
     _transformer("decoder", "llama", "llama"),
-    _transformer("decoder", "alibi", heads=16),  # so many that slopes are no round numbers
+    _transformer("decoder", "alibi", n_head=16),  # so many that slopes are no round numbers
     _transformer("decoder", "window"),
     _transformer("decoder", "bare"),
     _transformer("encoder", "gpt2"),
     _transformer("encoder", "bert", "bert"),
     _transformer("encoder", "llama"),
-    _transformer("encoder", "alibi", heads=16),
+    _transformer("encoder", "alibi", n_head=16),
     _transformer("encoder", "window"),
     _transformer("encoder-decoder", "2017"),
     _transformer("encoder-decoder", "llama"),
     _transformer("encoder-decoder", "alibi"),
     _transformer("encoder-decoder", "gpt2", source_vocab=SOURCE),
-    _seq2seq("lstm", layers=2),
+    _seq2seq("lstm", n_layer=2),
     _seq2seq("gru", encoder="bigru", decoder="gru"),
     _seq2seq("rnn", encoder="rnn", decoder="rnn", reverse=True),
     _seq2seq("conv", encoder="conv"),

@@ -7,13 +7,13 @@ import torch
 from lmbook.transformer import Transformer, TransformerConfig
 
 V = 41
-SIZES = {"d_model": 32, "layers": 2, "heads": 4, "context_length": 24}
+SIZES = {"d_model": 32, "n_layer": 2, "n_head": 4, "context_length": 24}
 VARIANTS = {
     "gpt2": {"activation": "gelu_tanh"},
-    "llama": {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "kv_heads": 2},
+    "llama": {"norm": "rms", "activation": "swiglu", "positions": "rotary", "bias": False, "n_kv_head": 2},
     "bert": {"norm_first": False, "types": 2, "embed_norm": True, "head": "bert"},
     "2017": {"norm_first": False, "positions": "sinusoidal", "activation": "relu"},
-    "alibi": {"positions": "alibi", "tie": False, "mlp_bias": True, "bias": False, "kv_heads": 1},
+    "alibi": {"positions": "alibi", "tie": False, "mlp_bias": True, "bias": False, "n_kv_head": 1},
     "window": {"positions": "rotary", "window": 4, "d_head": 12, "d_ff": 50, "activation": "geglu"},
     "bare": {"positions": "none", "norm": "none", "activation": "tanh", "tie": False},
 }
@@ -43,8 +43,8 @@ def close(a, b, tol: float = 1e-5) -> None: torch.testing.assert_close(a, b, ato
 class SlowCache:
     "What `Transformer.forward` asks of a cache, in a few lines: keys and values are glued on."
 
-    def __init__(self, layers):
-        self.layers, self.cross, self.length, self.there = [Layer() for _ in range(layers)], [None] * layers, 0, None
+    def __init__(self, n_layer):
+        self.layers, self.cross, self.length, self.there = [Layer() for _ in range(n_layer)], [None] * n_layer, 0, None
 
     def __getitem__(self, i): return self.layers[i]
 

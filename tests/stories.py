@@ -8,7 +8,7 @@ from lmbook.runs import RunConfig
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 
 STORIES = list(SmallWorld(SmallWorldConfig(limit=20)).texts("train", n=60))
-SMALL = {"d_model": 32, "layers": 1, "heads": 2, "context_length": 32}
+SMALL = {"d_model": 32, "n_layer": 1, "n_head": 2, "context_length": 32}
 CPU = {"device": "cpu"}
 
 

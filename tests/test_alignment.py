@@ -17,7 +17,7 @@ def test_decoder_writes_what_it_scores():
         for cell in ("lstm", "gru"):
             for encoder in (cell, "bi" + cell if cell == "gru" else "bilstm"):
                 torch.manual_seed(0)
-                config = Seq2SeqConfig(10, 10, d_embed=6, d_hidden=8, layers=2, encoder=encoder, decoder=cell)
+                config = Seq2SeqConfig(10, 10, d_embed=6, d_hidden=8, n_layer=2, encoder=encoder, decoder=cell)
                 model = Seq2Seq(config, AttentionDecoder(config, score)).eval()
                 source, ids = torch.tensor([[4, 5, 6], [7, 8, 0]]), torch.tensor([[1, 4, 5, 6], [1, 7, 8, 9]])
                 lengths = torch.tensor([3, 2])

@@ -211,7 +211,7 @@ class Kept:
 
 
 CONFIGS = [
-    AttentionConfig(24, 6, kv_heads=kv, positions=positions, window=window)
+    AttentionConfig(24, 6, n_kv_head=kv, positions=positions, window=window)
     for positions in get_args(AttentionPositions) for window in (None, 3) for kv in (None, 2, 1)
 ]  # fmt: skip
 
@@ -258,16 +258,16 @@ def test_a_window_looks_both_ways_where_it_may():
     assert seen == [[True, True, False], [True, True, True], [False, True, True]]
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_grouped_is_full_with_copied_heads(kv_heads):
+@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
+def test_grouped_is_full_with_copied_heads(n_kv_head):
     torch.manual_seed(0)
-    grouped = Attention(AttentionConfig(16, 4, kv_heads=kv_heads, bias=True))
+    grouped = Attention(AttentionConfig(16, 4, n_kv_head=n_kv_head, bias=True))
     full = Attention(AttentionConfig(16, 4, bias=True))
     state = grouped.state_dict()
     for name in ("key", "value"):
         for part in ("weight", "bias"):
             rows = state[f"{name}.{part}"]
-            state[f"{name}.{part}"] = rows.unflatten(0, (kv_heads, 4)).repeat_interleave(4 // kv_heads, 0).flatten(0, 1)
+            state[f"{name}.{part}"] = rows.unflatten(0, (n_kv_head, 4)).repeat_interleave(4 // n_kv_head, 0).flatten(0, 1)
     full.load_state_dict(state)
     x = torch.randn(2, 5, 16)
     torch.testing.assert_close(grouped(x, causal=True), full(x, causal=True))
@@ -369,12 +369,12 @@ def test_double_gradients_of_the_functions(way):
 # ---------------------------------------------------------------- bad input
 
 q, k, v = make()
-GOOD = AttentionConfig(16, 4, kv_heads=2, positions="rotary")
+GOOD = AttentionConfig(16, 4, n_kv_head=2, positions="rotary")
 BAD = [
-    (lambda: AttentionConfig(30, 4), "heads=4 does not divide d_model=30"),
-    (lambda: AttentionConfig(32, 4, kv_heads=3), "kv_heads=3 does not divide heads=4"),
-    (lambda: AttentionConfig(32, 4, kv_heads=8), "kv_heads=8 does not divide heads=4"),
-    (lambda: AttentionConfig(32, 0), "heads=0 must be a whole number"),
+    (lambda: AttentionConfig(30, 4), "n_head=4 does not divide d_model=30"),
+    (lambda: AttentionConfig(32, 4, n_kv_head=3), "n_kv_head=3 does not divide n_head=4"),
+    (lambda: AttentionConfig(32, 4, n_kv_head=8), "n_kv_head=8 does not divide n_head=4"),
+    (lambda: AttentionConfig(32, 0), "n_head=0 must be a whole number"),
     (lambda: AttentionConfig(32.0, 4), "d_model=32.0 must be a whole number"),
     (lambda: AttentionConfig(32, 4, window=0), "window=0 must be a whole number"),
     (lambda: AttentionConfig(32, 4, dropout=1.), "dropout=1.0 must be"),
@@ -389,7 +389,7 @@ BAD = [
     (lambda: sinusoidal(5, 7), "d=7 must be even"),
     (lambda: LearnedPositions(8, 4)(torch.tensor([3, 8])), "Place 8 has no vector: the table runs from 0 to 7"),
     (lambda: LearnedPositions(8, 4)(torch.tensor([-1])), "Place -1 has no vector"),
-    (lambda: alibi_slopes(0), "heads=0"),
+    (lambda: alibi_slopes(0), "n_head=0"),
     (lambda: causal_mask(5, 3), "T=5 queries that begin at place -2 of S=3 keys"),
     (lambda: causal_mask(3, window=0), "window=0 must be a whole number, at least 1"),
     (lambda: padding_mask(torch.tensor([3, 4])), "say to how many places"),

@@ -20,9 +20,9 @@ from lmbook.training import TrainConfig, Trainer, mean_loss
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
 
 
-def made(layers: int = 1, both: bool = False) -> Recurrent:
+def made(n_layer: int = 1, both: bool = False) -> Recurrent:
     torch.manual_seed(0)
-    return Recurrent(RecurrentConfig(5, 4, layers, bidirectional=both)).double()
+    return Recurrent(RecurrentConfig(5, 4, n_layer, bidirectional=both)).double()
 
 
 # ---------------------------------------------------------------- who sees whom
@@ -30,15 +30,15 @@ def made(layers: int = 1, both: bool = False) -> Recurrent:
 
 def test_influence_is_the_jacobian_and_shows_the_leaks():
     x = torch.randn(6, 5, dtype=torch.float64)
-    for both, layers in itertools.product((False, True), (1, 2)):
-        model = made(both=both, layers=layers)
+    for both, n_layer in itertools.product((False, True), (1, 2)):
+        model = made(both=both, n_layer=n_layer)
         jacobian = torch.autograd.functional.jacobian(lambda leaf: model(leaf[None])[0][0], x)  # noqa: B023 (S, K, T, D)
         seen = influence(model, x)
         torch.testing.assert_close(seen, jacobian.square().sum((1, 3)).sqrt(), rtol=1e-9, atol=1e-12)
         assert (seen.triu(1) > 0).any().item() == both
         if both:
             beside = influence(lambda leaf: around(model(leaf)[0]), x).diagonal()  # noqa: B023
-            assert (beside > 0).any().item() == (layers == 2)
+            assert (beside > 0).any().item() == (n_layer == 2)
 
 
 def test_around_with_padding_leaves_out_the_word_and_sees_the_rest():
@@ -94,7 +94,7 @@ def test_a_tagger_learns_what_only_the_right_side_says():
 
 def test_predict_keeps_order_and_gives_each_sentence_its_own_tags():
     torch.manual_seed(0)
-    model = Tagger(TaggerConfig(9, 4, 6, 5, layers=2, dropout=0.5)).train()
+    model = Tagger(TaggerConfig(9, 4, 6, 5, n_layer=2, dropout=0.5)).train()
     rows = [[1, 2, 3], [], [4], list(range(9)), [5, 6]]
     with torch.no_grad():
         model.eval()
@@ -134,7 +134,7 @@ def test_a_checkpoint_brings_the_weights_back(tmp_path):
     (lambda: TaggerConfig(0, 2), "vocab_size=0"),
     (lambda: TaggerConfig(9, 2, cell="no"), "There is no cell"),
     (lambda: TaggerConfig(9, 2, dropout=-0.1), "dropout=-0.1"),
-    (lambda: TaggerConfig(9, 2, layers=0), "layers=0"),
+    (lambda: TaggerConfig(9, 2, n_layer=0), "n_layer=0"),
 ])
 def test_a_bad_configuration_says_what_to_change(make, message):
     with pytest.raises(RecurrentError, match=message): make()

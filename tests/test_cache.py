@@ -17,12 +17,12 @@ from tests.writers import GREEDY, Table, V, slowly, transformer
 
 VARIANTS = {
     "multi-head, learned": {},
-    "grouped-query, rotary": {"kv_heads": 2, "positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False},
-    "multi-query, alibi": {"kv_heads": 1, "positions": "alibi"},
+    "grouped-query, rotary": {"n_kv_head": 2, "positions": "rotary", "norm": "rms", "activation": "swiglu", "bias": False},
+    "multi-query, alibi": {"n_kv_head": 1, "positions": "alibi"},
     "sinusoidal, post-norm": {"positions": "sinusoidal", "norm_first": False},
     "no positions": {"positions": "none"},
     "window, rotary": {"positions": "rotary", "window": 5},
-    "window, alibi, grouped": {"positions": "alibi", "window": 3, "kv_heads": 2},
+    "window, alibi, grouped": {"positions": "alibi", "window": 3, "n_kv_head": 2},
     "window of one": {"positions": "rotary", "window": 1},
     "window, learned": {"window": 4},
 }
@@ -53,8 +53,8 @@ def test_a_batch_with_padding_is_each_row_alone(name):
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"positions": "rotary", "norm": "rms", "activation": "swiglu", "kv_heads": 2, "bias": False, "tie": True},
-    {"positions": "none", "kv_heads": 1, "mlp_bias": False}, {"d_head": 12, "activation": "geglu"},
+    {}, {"positions": "rotary", "norm": "rms", "activation": "swiglu", "n_kv_head": 2, "bias": False, "tie": True},
+    {"positions": "none", "n_kv_head": 1, "mlp_bias": False}, {"d_head": 12, "activation": "geglu"},
 ])  # fmt: skip
 def test_the_short_cut_is_the_model(changes):
     model = transformer(12, **changes)
@@ -154,7 +154,7 @@ def test_a_full_context_slides_or_stops():
 
 
 def test_other_models_write_too():
-    lstm = RecurrentLM(RecurrentLMConfig(V, 16, 16, layers=2)).eval()
+    lstm = RecurrentLM(RecurrentLMConfig(V, 16, 16, n_layer=2)).eval()
     gru = RecurrentLM(RecurrentLMConfig(V, 16, 16, cell="gru")).eval()
     prompts = [[1, 2, 3], [4], [5, 6]]
     for model in (lstm, gru, Table(V, 0)): assert generate(model, prompts, GREEDY) == [slowly(model, p, 12) for p in prompts]

@@ -171,9 +171,9 @@ def test_a_data_set_by_name_without_a_network(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_faults_of_settings(text: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    assert "Did you mean layers?" in fails(capsys, *train_words(text, tmp_path / "a", "layer=2"))
-    assert "without spaces" in fails(capsys, *train_words(text, tmp_path / "a", "layers"))
-    assert "does not divide" in fails(capsys, *train_words(text, tmp_path / "a", "heads=5"))
+    assert "Did you mean n_layer?" in fails(capsys, *train_words(text, tmp_path / "a", "layer=2"))
+    assert "without spaces" in fails(capsys, *train_words(text, tmp_path / "a", "n_layer"))
+    assert "does not divide" in fails(capsys, *train_words(text, tmp_path / "a", "n_head=5"))
     assert "lr=0 must be above 0" in fails(capsys, *train_words(text, tmp_path / "a", "lr=0", "optimizer=adamw"))
     assert "held_out=1.0" in fails(capsys, *train_words(text, tmp_path / "a"), "--held-out", "1")
     assert "cuda" in fails(capsys, *train_words(text, tmp_path / "a", "device=cuda:9"))

@@ -138,7 +138,7 @@ def broken(folder, tensors) -> dict[str, object]:
         "of type 'mamba'. Known are: lmbook, gpt2, bert, llama": lambda: edit(folder, model_type="mamba"),
         "of type None": lambda: edit(folder, model_type="gone"),
         "has no hidden_size, which a model of type 'llama' needs": lambda: edit(folder, hidden_size="gone"),
-        "heads=5 does not divide": lambda: edit(folder, num_attention_heads=5, num_key_value_heads=5, head_dim=None),
+        "n_head=5 does not divide": lambda: edit(folder, num_attention_heads=5, num_key_value_heads=5, head_dim=None),
         "must be a whole number": lambda: edit(folder, hidden_size="wide"),
         "a field of the wrong type": lambda: edit(folder, attention_dropout="much"),
         "a field of the wrong type: unsupported operand": lambda: edit(folder, rope_scaling="linear"),
@@ -180,7 +180,7 @@ CANNOT = [
     ("gpt2", {"activation": "swiglu", "d_ff": 40}, "activation="),
     ("gpt2", {"norm_first": False}, "norm_first="),
     ("gpt2", {"positions": "rotary"}, "positions="),
-    ("gpt2", {"kv_heads": 2}, "kv_heads="),
+    ("gpt2", {"n_kv_head": 2}, "n_kv_head="),
     ("gpt2", {"d_head": 4}, "d_head="),
     ("gpt2", {"bias": False}, "bias="),
     ("gpt2", {"mlp_bias": False}, "mlp_bias="),
@@ -213,7 +213,7 @@ def test_what_a_layout_cannot_hold(layout, change, field, tmp_path):
 def test_every_field_is_kept_or_refused(tmp_path):
     "No field of the configuration is dropped on the way in silence: change each, and it comes back or is named."
     changes = {
-        "vocab_size": 50, "d_model": 64, "layers": 3, "heads": 2, "kv_heads": 1, "d_head": 4, "d_ff": 40, "context_length": 30,
+        "vocab_size": 50, "d_model": 64, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "d_head": 4, "d_ff": 40, "context_length": 30,
         "kind": "encoder-decoder", "norm": "none", "norm_first": False, "activation": "geglu_tanh", "positions": "none",
         "rotary_base": 500., "window": 4, "bias": True, "mlp_bias": True, "tie": False, "dropout": .25, "norm_eps": 1e-3,
         "source_vocab": 9, "types": 3, "embed_norm": True, "head": "bert", "residual": False, "init": "xavier",
@@ -227,7 +227,7 @@ def test_every_field_is_kept_or_refused(tmp_path):
         except TransformerError as error: assert name in str(error) or more; continue
         if getattr(load_pretrained(tmp_path / name).config, name) == value: kept.add(name)
         else: assert name == "init", name  # how weights were drawn is past
-    sizes = {"vocab_size", "d_model", "layers", "heads", "kv_heads", "d_head", "d_ff", "context_length"}
+    sizes = {"vocab_size", "d_model", "n_layer", "n_head", "n_kv_head", "d_head", "d_ff", "context_length"}
     assert kept == sizes | {"activation", "rotary_base", "bias", "mlp_bias", "tie", "dropout", "norm_eps"}
 
 
@@ -303,7 +303,7 @@ def test_the_same_text_is_written(name, change, tmp_path):
     other.save_pretrained(tmp_path)
     model, start = load_pretrained(tmp_path), ids(2, 4)
     wanted = other.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=20, do_sample=False, pad_token_id=0)
-    plain, x, cache = start, start, SlowCache(model.config.layers)
+    plain, x, cache = start, start, SlowCache(model.config.n_layer)
     while plain.shape[1] < 24:
         plain = torch.cat([plain, model(plain)[:, -1:].argmax(-1)], 1)
         x = torch.cat([x, model(x if x.shape[1] == 4 else x[:, -1:], cache=cache)[:, -1:].argmax(-1)], 1)

@@ -27,15 +27,15 @@ from lmbook.recurrent import (
 
 CLOSE = {"rtol": 0.0, "atol": 1e-12}
 PAIRS = {"rnn": (RNNCell, nn.RNNCell), "lstm": (LSTMCell, nn.LSTMCell), "gru": (GRUCell, nn.GRUCell)}
-KINDS = [(cell, layers, both) for cell in CELLS for layers in (1, 2) for both in (False, True)]
+KINDS = [(cell, n_layer, both) for cell in CELLS for n_layer in (1, 2) for both in (False, True)]
 
 
 def parts(state: Tensor | tuple[Tensor, ...]) -> list[Tensor]: return list(state) if isinstance(state, tuple) else [state]
 
 
-def made(cell: str = "lstm", layers: int = 1, both: bool = False, d_in: int = 5, d_hidden: int = 4, **more) -> Recurrent:
+def made(cell: str = "lstm", n_layer: int = 1, both: bool = False, d_in: int = 5, d_hidden: int = 4, **more) -> Recurrent:
     torch.manual_seed(0)
-    return Recurrent(RecurrentConfig(d_in, d_hidden, layers, cell, both, **more)).double()
+    return Recurrent(RecurrentConfig(d_in, d_hidden, n_layer, cell, both, **more)).double()
 
 
 # ---------------------------------------------------------------- cells
@@ -75,10 +75,10 @@ def test_a_cell_unrolled_is_pytorchs_layer(name):
 # ---------------------------------------------------------------- Recurrent
 
 
-@pytest.mark.parametrize(("cell", "layers", "both"), KINDS)
-def test_recurrent_is_pytorchs_module(cell, layers, both):
-    model = made(cell, layers, both, forget_bias=None)
-    theirs = CELLS[cell](5, 4, layers, batch_first=True, bidirectional=both).double()
+@pytest.mark.parametrize(("cell", "n_layer", "both"), KINDS)
+def test_recurrent_is_pytorchs_module(cell, n_layer, both):
+    model = made(cell, n_layer, both, forget_bias=None)
+    theirs = CELLS[cell](5, 4, n_layer, batch_first=True, bidirectional=both).double()
     theirs.load_state_dict(model.rnn.state_dict())
     x = torch.randn(3, 6, 5, dtype=torch.float64)
     (output, state), (expected, last) = model(x), theirs(x)
@@ -97,10 +97,10 @@ def test_recurrent_is_pytorchs_module(cell, layers, both):
 )
 @example(kind=("lstm", 1, True), lengths=[4, 3], spare=0, as_mask=False, carried=False)  # one place of padding
 def test_in_a_padded_batch_each_sentence_is_as_if_alone(kind, lengths, spare, as_mask, carried):
-    cell, layers, both = kind
-    model, T = made(cell, layers, both), max(lengths) + spare  # padding behind the longest, too
+    cell, n_layer, both = kind
+    model, T = made(cell, n_layer, both), max(lengths) + spare  # padding behind the longest, too
     x = torch.randn(len(lengths), T, 5, dtype=torch.float64)
-    start = [torch.randn(layers * (2 if both else 1), len(lengths), 4, dtype=torch.float64) for _ in range(2 if cell == "lstm" else 1)]
+    start = [torch.randn(n_layer * (2 if both else 1), len(lengths), 4, dtype=torch.float64) for _ in range(2 if cell == "lstm" else 1)]
     start = None if not carried else tuple(start) if cell == "lstm" else start[0]
     mask = (torch.arange(T) < torch.tensor(lengths)[:, None]).long()
     output, state = model(x, start, mask if as_mask else lengths)
@@ -113,7 +113,7 @@ def test_in_a_padded_batch_each_sentence_is_as_if_alone(kind, lengths, spare, as
 
 
 def test_what_stands_at_padding_plays_no_part_not_even_in_gradients():
-    model = made(both=True, layers=2)
+    model = made(both=True, n_layer=2)
     x = torch.randn(2, 5, 5, dtype=torch.float64)
     edited = x.clone()
     edited[1, 2:] = 1e6
@@ -148,7 +148,7 @@ def test_the_forget_bias_is_the_sum_of_both_biases(bias):
 
 
 def test_dropout_is_between_layers_and_only_in_training():
-    model = made(layers=2, dropout=0.5)
+    model = made(n_layer=2, dropout=0.5)
     x = torch.randn(2, 6, 5, dtype=torch.float64)
     assert not torch.equal(model(x)[0], model(x)[0])
     model.eval()
@@ -181,9 +181,9 @@ def test_truncated_gradients_are_whole_within_the_window_and_zero_before():
 # ---------------------------------------------------------------- how far back
 
 
-@pytest.mark.parametrize(("cell", "layers", "both"), KINDS)
-def test_gradient_by_distance_is_the_jacobian(cell, layers, both):
-    model = made(cell, layers, both).train()
+@pytest.mark.parametrize(("cell", "n_layer", "both"), KINDS)
+def test_gradient_by_distance_is_the_jacobian(cell, n_layer, both):
+    model = made(cell, n_layer, both).train()
     x = torch.randn(2, 4, 5, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda leaf: model(leaf)[0][:, -1], x)  # (B, K, B, T, D)
     expected = torch.stack([jacobian[b, :, b].square().sum((0, 2)).sqrt() for b in range(2)]).flip(1)
@@ -197,10 +197,10 @@ def test_gradient_by_distance_is_the_jacobian(cell, layers, both):
 CONFIGS = [
     (lambda: RecurrentConfig(0, 4), "d_in=0 must be a whole number"),
     (lambda: RecurrentConfig(4, 2.0), "d_hidden=2.0"),
-    (lambda: RecurrentConfig(4, 4, layers=True), "layers=True"),
+    (lambda: RecurrentConfig(4, 4, n_layer=True), "n_layer=True"),
     (lambda: RecurrentConfig(4, 4, cell="LSTM"), "There is no cell='LSTM'. Choose one of: rnn, lstm, gru"),
     (lambda: RecurrentConfig(4, 4, 2, dropout=1.0), "dropout=1.0 must be at least 0 and below 1"),
-    (lambda: RecurrentConfig(4, 4, dropout=0.1), "with layers=1 there is no between"),
+    (lambda: RecurrentConfig(4, 4, dropout=0.1), "with n_layer=1 there is no between"),
     (lambda: LSTMCell(3, 0), "d_hidden=0"),
 ]
 X = torch.zeros(2, 3, 5)

@@ -25,7 +25,7 @@ CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 def model(seed: int = 0, **changes) -> RecurrentLM:
     torch.manual_seed(seed)
-    return RecurrentLM(RecurrentLMConfig(**{"vocab_size": V, "d_embed": 8, "d_hidden": 12, "layers": 2, **changes}))
+    return RecurrentLM(RecurrentLMConfig(**{"vocab_size": V, "d_embed": 8, "d_hidden": 12, "n_layer": 2, **changes}))
 
 
 def some(B: int = 3, T: int = 17, seed: int = 0) -> torch.Tensor:
@@ -75,8 +75,8 @@ def test_forget_gates_start_open():
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.sampled_from(list(CELLS)), st.integers(1, 3))
 @settings(max_examples=20, deadline=None)
-def test_in_pieces_as_at_once(sizes, cell, layers):
-    m, ids = model(cell=cell, layers=layers, d_hidden=8 if layers == 1 else 12).eval(), some(2, sum(sizes))
+def test_in_pieces_as_at_once(sizes, cell, n_layer):
+    m, ids = model(cell=cell, n_layer=n_layer, d_hidden=8 if n_layer == 1 else 12).eval(), some(2, sum(sizes))
     with torch.no_grad():
         states, scores = m.initial_state(2), []
         for piece in ids.split(sizes, 1):
@@ -303,19 +303,19 @@ def test_samples_follow_the_scores():
 BAD = [
     (lambda: RecurrentLMConfig(0), "vocab_size=0 must be a whole number"),
     (lambda: RecurrentLMConfig(V, d_embed=2.5), "d_embed=2.5 must be a whole number"),
-    (lambda: RecurrentLMConfig(V, layers=True), "layers=True must be"),
+    (lambda: RecurrentLMConfig(V, n_layer=True), "n_layer=True must be"),
     (lambda: RecurrentLMConfig(V, cell="LSTM"), "There is no cell='LSTM'. Choose one of: rnn, lstm, gru"),
     (lambda: RecurrentLMConfig(V, weight_drop=1.), "weight_drop=1.0 must be at least 0 and below 1"),
     (lambda: RecurrentLMConfig(V, dropout_words=-.1), "dropout_words=-0.1"),
-    (lambda: RecurrentLMConfig(V, dropout_hidden=.1), "with layers=1 there is no between"),
-    (lambda: RecurrentLMConfig(V, d_embed=8, d_hidden=12), "Write d_hidden=8, or layers=2, or tie=False"),
+    (lambda: RecurrentLMConfig(V, dropout_hidden=.1), "with n_layer=1 there is no between"),
+    (lambda: RecurrentLMConfig(V, d_embed=8, d_hidden=12), "Write d_hidden=8, or n_layer=2, or tie=False"),
     (lambda: model()(torch.tensor([1, 2])), "For one text pass ids[None]"),
     (lambda: model()(torch.zeros(2, 0, dtype=torch.long)), "hold something"),
     (lambda: model()(torch.zeros(2, 3)), "ids are whole numbers, not torch.float32"),
     (lambda: model()(torch.tensor([[1, V]])), f"The id {V} is no token: ids run from 0 to {V - 1}"),
     (lambda: model()(torch.tensor([[1, -1]])), "The id -1 is no token"),
     (lambda: model().step(some(3), model().initial_state(2)), "The state has the shape (1, 2, 12), this batch and network need (1, 3, 12)"),
-    (lambda: model().step(some(3), model(layers=3).initial_state(3)), "The state is of 3 layers, the model has 2"),
+    (lambda: model().step(some(3), model(n_layer=3).initial_state(3)), "The state is of 3 layers, the model has 2"),
     (lambda: model().step(some(3), model(cell="gru").initial_state(3)), "another kind of cell"),
     (lambda: model().step(some(3), model(d_hidden=9).initial_state(3)), "(1, 3, 9)"),
     (lambda: model().set_embedding(np.zeros((V, 100))),

@@ -96,7 +96,7 @@ def test_a_text_in_a_batch_gets_what_it_gets_alone(config, lengths):
 @pytest.mark.parametrize("gated", [False, True])
 def test_a_layer_written_out(gated):
     torch.manual_seed(0)
-    encoder = ConvEncoder(ConvConfig(4, kernel=3, layers=1, dilation=2, gated=gated)).double()
+    encoder = ConvEncoder(ConvConfig(4, kernel=3, n_layer=1, dilation=2, gated=gated)).double()
     [block], x = encoder.blocks, torch.randn(2, 9, 4, dtype=torch.float64)
     normed = F.pad(F.layer_norm(x, (4,)), (0, 0, 4, 0))
     seen = sum(normed[:, 2 * k : 2 * k + 9] @ block.conv.weight[:, :, k].T for k in range(3)) + block.conv.bias
@@ -106,7 +106,7 @@ def test_a_layer_written_out(gated):
 
 @pytest.mark.parametrize("more, message", [
     ({"kernel": 4, "causal": False}, "Take 5, or causal=True"),
-    ({"kernel": 0}, "kernel=0 must be a whole number"), ({"layers": 1.5}, "layers=1.5"),
+    ({"kernel": 0}, "kernel=0 must be a whole number"), ({"n_layer": 1.5}, "n_layer=1.5"),
     ({"d_model": True}, "d_model=True"), ({"dilation": "triple"}, "'doubling'"), ({"dilation": (1, 2)}, "names 2 steps for 4 layers"),
     ({"dilation": 0}, "whole numbers, at least 1"), ({"dilation": (1, 1, 1, -2)}, "at least 1"), ({"dropout": 1.}, "dropout=1.0"),
 ])  # fmt: skip
@@ -133,7 +133,7 @@ def test_masks_that_do_not_fit(given, message):
 def test_the_convolutional_language_model_does_not_see_ahead_and_can_be_judged():
     with pytest.raises(Seq2SeqError, match="causal=True"): ConvLM(V, ConvConfig(8, causal=False))
     seed_everything(0)
-    lm = ConvLM(V, ConvConfig(16, layers=3, dilation="doubling"))
+    lm = ConvLM(V, ConvConfig(16, n_layer=3, dilation="doubling"))
     ids = torch.randint(SPECIAL, V, (2, 12))
     changed = ids.clone()
     changed[:, 7:] = SPECIAL
@@ -182,12 +182,12 @@ def test_a_distance_beyond_the_row():
 
 # ---------------------------------------------------------------- the model
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("n_layer", [1, 2])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_padding_plays_no_part_and_a_batch_is_its_rows(kind, reverse, layers):
+def test_padding_plays_no_part_and_a_batch_is_its_rows(kind, reverse, n_layer):
     source, lengths, ids = batch()
-    m = model(kind, reverse=reverse, layers=layers, decoder="gru")
+    m = model(kind, reverse=reverse, n_layer=n_layer, decoder="gru")
     memory, logits = m.encode(source, lengths), m(ids, source, lengths)
     for row, n in enumerate(lengths.tolist()):
         alone = m.encode(source[row : row + 1, :n])
@@ -199,10 +199,10 @@ def test_padding_plays_no_part_and_a_batch_is_its_rows(kind, reverse, layers):
 
 
 @pytest.mark.parametrize("decoder", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("layers", [1, 3])
-def test_teacher_forcing_is_step_by_step(decoder, layers):
+@pytest.mark.parametrize("n_layer", [1, 3])
+def test_teacher_forcing_is_step_by_step(decoder, n_layer):
     source, lengths, ids = batch()
-    m = model(decoder=decoder, layers=layers)
+    m = model(decoder=decoder, n_layer=n_layer)
     memory, state, steps = m.encode(source, lengths), None, []
     for part in (ids[:, :1], ids[:, 1:4], ids[:, 4:]):
         out, state = m.decoder(part, memory, state)
@@ -316,7 +316,7 @@ def test_weights_go_to_a_file_and_back(trained, tmp_path):
 @pytest.mark.parametrize("kind", ENCODERS)
 def test_every_parameter_is_trained(kind):
     [b] = Examples(copy_task(8, (2, 5), 8), batch_size=8, join=False).read()
-    m = Seq2Seq(Seq2SeqConfig(V, V, d_embed=5, d_hidden=6, layers=2, encoder=kind, dropout=.1))
+    m = Seq2Seq(Seq2SeqConfig(V, V, d_embed=5, d_hidden=6, n_layer=2, encoder=kind, dropout=.1))
     total, count = next_token_loss(m, b)
     total.backward()
     assert count == b.tokens and all(p.grad is not None and p.grad.abs().sum() > 0 for p in m.parameters())
@@ -327,7 +327,7 @@ def test_every_parameter_is_trained(kind):
 @pytest.mark.parametrize("more, message", [
     ({"encoder": "transformer"}, "There is no encoder='transformer'. Choose one of: lstm, gru, rnn, bilstm, bigru, conv"),
     ({"decoder": "bilstm"}, "There is no decoder='bilstm'. Choose one of: rnn, lstm, gru. Did you mean 'lstm'"),
-    ({"source_vocab": 0}, "source_vocab=0"), ({"d_vector": 0}, "d_vector=0"), ({"layers": "2"}, "layers='2'"),
+    ({"source_vocab": 0}, "source_vocab=0"), ({"d_vector": 0}, "d_vector=0"), ({"n_layer": "2"}, "n_layer='2'"),
     ({"dropout": -.1}, "dropout=-0.1"),
     ({"eos_id": V}, f"eos_id={V} is not in the target's vocabulary of {V}"), ({"bos_id": -1}, "bos_id=-1"),
     ({"encoder": "conv", "kernel": 2}, "odd number"), ({"encoder": "conv", "dilation": (1, 2, 3)}, "names 3 steps for 1 layers"),

@@ -19,7 +19,7 @@ from tests.writers import Table, V, scripted, transformer
 
 @pytest.mark.parametrize("ahead", [1, 3, 6])
 def test_greedy_speculation_is_greedy(ahead):
-    model, draft = transformer(9), transformer(10, layers=1)
+    model, draft = transformer(9), transformer(10, n_layer=1)
     short = transformer(9, context_length=16), transformer(10, context_length=16)
     recurrent = tuple(RecurrentLM(RecurrentLMConfig(V, d, d)).eval() for d in (16, 8))
     for target, guesser in ((model, draft), (model, model), short, (model, Table(V, 1)), recurrent, (transformer(9, window=4), draft)):

@@ -124,10 +124,10 @@ def slow_embed(model, row):
 
 def slow_attention(module, x, memory, causal, turn):
     c, out = module.config, []
-    d, share = c.size, c.heads // c.n_kv
+    d, share = c.size, c.n_head // c.n_kv
     for t in range(len(x)):
         heads = []
-        for h in range(c.heads):
+        for h in range(c.n_head):
             q = module.query(x[t])[h * d : (h + 1) * d]
             scores, values = [], []
             for s in range(len(memory)):
@@ -194,7 +194,7 @@ def test_formulas_are_counts(kind, variant):
 @torch.no_grad()
 def test_one_more_token_costs_less_than_all():
     model = make()
-    cache = SlowCache(model.config.layers)
+    cache = SlowCache(model.config.n_layer)
     model(ids(1, 10), cache=cache)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): model(ids(1, 1), cache=cache)
     assert counter.get_total_flops() == flops(model.config, 1, 11) < flops(model.config, 11) / 10
@@ -205,7 +205,7 @@ def test_presets(name):
     config = preset(name, 1000)
     assert config.gated and config.norm == "rms" and config.positions == "rotary" and config.tie and not config.bias
     with torch.device("meta"): assert count_parameters(config) == sum(p.numel() for p in Transformer(config).parameters())
-    assert preset(name, 1000, dropout=.1, layers=1) == replace(config, dropout=.1, layers=1)
+    assert preset(name, 1000, dropout=.1, n_layer=1) == replace(config, dropout=.1, n_layer=1)
 
 
 def test_the_sizes_of_well_known_models():
@@ -292,8 +292,8 @@ def test_dropout_acts_in_training_only():
 @pytest.mark.parametrize(("kind", "variant"), CASES)
 def test_a_double_model_computes_in_double(kind, variant):
     "Every activation of the model is float64, and gradients agree with differences as they can only if nothing was rounded to float32."
-    kv_heads = 1 if variant in ("llama", "alibi") else None
-    model = make(kind, variant, loud=.4, d_model=8, heads=2, d_head=4, d_ff=6, layers=1, kv_heads=kv_heads).double()
+    n_kv_head = 1 if variant in ("llama", "alibi") else None
+    model = make(kind, variant, loud=.4, d_model=8, n_head=2, d_head=4, d_ff=6, n_layer=1, n_kv_head=n_kv_head).double()
     narrow, hooks = [], []
 
     def listen(module, args, out):
@@ -341,7 +341,7 @@ class Looks(TorchFunctionMode):
 @pytest.mark.parametrize(("kind", "variant"), [case for case in CASES if case[0] != "encoder"])
 @torch.no_grad()
 def test_one_more_token_is_read_without_looking_at_it(kind, variant, padded):
-    model, cache = make(kind, variant), KVCache(SIZES["layers"])
+    model, cache = make(kind, variant), KVCache(SIZES["n_layer"])
     more = {"memory": model.encode(ids(2, 6, 4))} if kind == "encoder-decoder" else {}
     model(ids(2, 5), cache=cache, segments=torch.tensor([[0] + [1] * 4, [1] * 5]) if padded else None, **more)
     with Looks() as looks: model(ids(2, 1), cache=cache, **more)
@@ -363,7 +363,7 @@ def test_with_a_cache_as_without(kind, variant, pieces):
     there = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] + [0] * 5])
     more = {"memory": model.encode(ids(3, 6, 4), there)} if kind == "encoder-decoder" else {}
     for some in (None, segments):
-        whole, cache, parts = model(x, segments=some, **more), SlowCache(model.config.layers), []
+        whole, cache, parts = model(x, segments=some, **more), SlowCache(model.config.n_layer), []
         for piece, tokens in zip(x.split(pieces, 1), (x if some is None else some).split(pieces, 1)):
             parts.append(model(piece, segments=None if some is None else tokens, cache=cache, **more))
             if len(parts) == 1: first = cache.cross[0]
@@ -393,13 +393,13 @@ def test_hidden_and_score_are_forward():
 
 BAD_CONFIG = [
     ({"vocab_size": 0}, "vocab_size=0 must be a whole number"),
-    ({"layers": True}, "layers=True must be a whole number"),
+    ({"n_layer": True}, "n_layer=True must be a whole number"),
     ({"d_model": 32.}, "d_model=32.0 must be a whole number"),
     ({"context_length": None}, "context_length=None must be"),
-    ({"heads": 5}, "heads=5 does not divide d_model=32"),
-    ({"kv_heads": 3}, "kv_heads=3 does not divide heads=4"),
+    ({"n_head": 5}, "n_head=5 does not divide d_model=32"),
+    ({"n_kv_head": 3}, "n_kv_head=3 does not divide n_head=4"),
     ({"d_head": 7, "positions": "rotary"}, "must be even"),
-    ({"d_model": 33, "heads": 3, "positions": "sinusoidal"}, "even d_model"),
+    ({"d_model": 33, "n_head": 3, "positions": "sinusoidal"}, "even d_model"),
     ({"kind": "decoder-encoder"}, "no kind='decoder-encoder'. Choose one of: decoder, encoder"),
     ({"norm": "batch"}, "no norm='batch'"),
     ({"activation": "swish"}, "no activation='swish'"),
@@ -484,7 +484,7 @@ def test_a_learned_place_has_an_error_of_its_own_on_any_path():
 
 
 @given(st.builds(
-    TransformerConfig, vocab_size=st.integers(1, 10**6), d_model=st.just(32), heads=st.sampled_from([1, 2, 4]),
+    TransformerConfig, vocab_size=st.integers(1, 10**6), d_model=st.just(32), n_head=st.sampled_from([1, 2, 4]),
     kind=st.sampled_from(["decoder", "encoder"]), norm=st.sampled_from(["layer", "rms", "none"]),
     activation=st.sampled_from(get_args(MLPActivation)), dropout=st.floats(0, .9), d_ff=st.none() | st.integers(1, 99),
     mlp_bias=st.none() | st.booleans(), tie=st.booleans(), norm_eps=st.floats(1e-12, 1e-3),

@@ -17,7 +17,7 @@ GREEDY = SamplingConfig(max_new_tokens=12, temperature=0)
 def transformer(seed: int = 0, **changes) -> Transformer:
     "A small random model whose opinions are strong enough to tell tokens apart."
     torch.manual_seed(seed)
-    fields = {"vocab_size": V, "d_model": 32, "layers": 2, "heads": 4, "context_length": 64, "tie": False, **changes}
+    fields = {"vocab_size": V, "d_model": 32, "n_layer": 2, "n_head": 4, "context_length": 64, "tie": False, **changes}
     model = Transformer(TransformerConfig(**fields))
     with torch.no_grad():
         for p in model.parameters():
