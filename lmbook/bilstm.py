@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Check, evaluating
+from .core import Check, Task, evaluating
 from .recurrent import CellName, Recurrent, RecurrentConfig, RecurrentError
 from .batches import Batch, Batches, IGNORE
 
@@ -87,9 +87,13 @@ class TaggerConfig:
 class Tagger(nn.Module):
     "Word vectors, recurrent layers, and a score for each tag of each word."
 
+    task: Task = "tags"
+    takes_segments = False
+
     def __init__(self, config: TaggerConfig):
         super().__init__()
         self.config = c = config
+        self.vocab_size = c.vocab_size
         self.embed, self.dropout = nn.Embedding(c.vocab_size, c.d_embed), nn.Dropout(c.dropout)
         self.rnn = Recurrent(c.recurrent())
         self.out = nn.Linear(self.rnn.d_out, c.n_tags)
@@ -110,7 +114,7 @@ class Tagger(nn.Module):
         batch_size: int = 64,
     ) -> list[list[int]]: # the best tag of each word
         "Tag sentences of any lengths. Those of like length are read together; the order is kept."
-        rows = [torch.as_tensor(sentence, dtype=torch.long) for sentence in sentences]
+        rows = [torch.from_numpy(_check.row(ids, self.vocab_size, f"sentence {i}")) for i, ids in enumerate(sentences)]
         order = sorted((i for i, row in enumerate(rows) if len(row)), key=lambda i: len(rows[i]))
         tags: list[list[int]] = [[] for _ in rows]
         with evaluating(self):
@@ -135,7 +139,10 @@ class TaggedSentences(Batches):
         pad_id: int = 0,
         seed: int = 0,
     ):
-        self.sentences = [(np.asarray(ids, dtype=np.int64), np.asarray(tags, dtype=np.int64)) for ids, tags in sentences]
+        self.sentences = [
+            (_check.row(ids, what=f"sentence {i}"), _check.row(tags, what=f"the tags of sentence {i}"))
+            for i, (ids, tags) in enumerate(sentences)
+        ]
         self.batch_size, self.shuffle, self.sort, self.pad_id, self.seed = batch_size, shuffle, sort, pad_id, seed
         _check.count("batch_size", batch_size)
         if not self.sentences: raise RecurrentError("There are no sentences.")

@@ -11,15 +11,14 @@ __all__ = ['SamplingConfig', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typ
 import codecs
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .cache import GenerationError, reader_of, vocab_size_of
-from .core import Check, evaluating
+from .core import Check, at_least_float32, evaluating
 from .tokenization import REPLACEMENT, Tokenizer
 
 # %% ../nbs/41_generation.ipynb #9835b2515f
@@ -127,9 +126,9 @@ def keep_typical(
 def warp(
     logits: Tensor,  # (..., V) scores
     config: SamplingConfig,
-) -> Tensor: # (..., V) float32: scores whose softmax is drawn from
+) -> Tensor: # (..., V) at least float32: scores whose softmax is drawn from
     "Temperature and filters, in the order of `SamplingConfig`. With temperature 0 only the likeliest token is left."
-    logits = logits.float()
+    logits = at_least_float32(logits)
     if config.temperature == 0:
         return torch.full_like(logits, -math.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.)
     if config.temperature != 1:  # from 0 downwards: nothing overflows
@@ -189,16 +188,18 @@ def read_prompts(
     "Prompts as lists of ids, all of them usable. GenerationError otherwise."
     if isinstance(prompt, str):
         raise GenerationError(f"The {what} is a text; the model reads ids. Encode it, or call generate_text or stream.")
-    prompt = [_plain(x) for x in _plain(prompt)]
-    rows = prompt if prompt and isinstance(prompt[0], list) else [prompt]
+    prompt = _plain(prompt)
+    _check.that(isinstance(prompt, list), f"The {what} is {prompt!r}; a row of ids is needed, or several: [{prompt!r}].")
+    prompt = [_plain(x) for x in prompt]
+    rows = prompt if any(isinstance(row, list) for row in prompt) else [prompt]
+    _check.that(all(isinstance(row, list) for row in rows), f"The {what} mixes ids and rows of ids: give one row, or several.")
     for b, row in enumerate(rows):
         where = f"The {what}" if len(rows) == 1 else f"{what.capitalize()} {b}"
         if not row: raise GenerationError(f"{where} is empty: there is nothing to go on from. Begin with the tokenizer's <bos>.")
         for i in row if isinstance(row, list) else [row]:
             if not isinstance(i, int) or isinstance(i, bool): raise GenerationError(f"{where} holds {i!r}; ids are whole numbers.")
-            if i < 0 or vocab_size is not None and i >= vocab_size:
-                last = vocab_size - 1 if vocab_size else "..."
-                raise GenerationError(f"{where} holds the id {i}, but the model's run from 0 to {last}. Is this the model's tokenizer?")
+            if i < 0 and vocab_size is None: raise GenerationError(f"{where} holds the id {i}; ids are not negative.")
+            if vocab_size is not None: _check.token(i, vocab_size, f"{where.lower()}'s ids")
     return rows
 
 
@@ -315,16 +316,6 @@ class _Chooser:
         self.rows = [self.rows[b] for b in keep]
 
 
-@contextmanager
-def _resting(model: Any) -> Iterator[None]:
-    "Eval mode inside, as it was afterwards. Unlike `evaluating` it leaves gradients alone: what is inside may hand control to the caller."
-    modules = [m for m in model.modules() if m.training] if isinstance(model, nn.Module) else []
-    for module in modules: module.training = False
-    try: yield
-    finally:
-        for module in modules: module.training = True
-
-
 def _tokens(
     model: Any,
     prompt: Any,
@@ -339,7 +330,7 @@ def _tokens(
     if source is not None:
         source = read_prompts(source, None, "source")
         _check.that(len(source) == len(rows), f"There are {len(source)} sources for {len(rows)} prompts: give each its own.")
-    with _resting(model):
+    with evaluating(model, gradients=None):  # between two tokens the caller has control
         with torch.inference_mode():
             reader = reader_of(model, source, config.max_new_tokens)
             limit = reader.limit

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Check, LmbookError
+from .core import Check, LmbookError, Task
 
 # %% ../nbs/20_networks.ipynb #bd111b46de
 class NetworkError(LmbookError):
@@ -448,9 +448,13 @@ class NeuralNGram(nn.Module):
     output do not share their vectors. Takes all positions of a batch of texts at once.
     """
 
+    task: Task = "next"
+    takes_segments = False
+
     def __init__(self, config: NeuralNGramConfig):
         super().__init__()
         self.config = c = config
+        self.vocab_size = c.vocab_size
         self.embed = nn.Embedding(c.vocab_size + 1, c.d_embed)  # the last row is the nothing
         self.hidden, self.dropout = nn.Linear(c.context * c.d_embed, c.d_hidden), nn.Dropout(c.dropout)
         self.out = nn.Linear(c.d_hidden, c.vocab_size)
@@ -463,7 +467,7 @@ class NeuralNGram(nn.Module):
     ) -> Tensor: # (B, T, V): at each place the scores of the word that follows
         "Score every word as the next one, at every place. What stands behind a place plays no part."
         V, n = self.config.vocab_size, self.config.context
-        if ids.numel() or ids.ndim != 2: _check.ids(ids, V)  # (of an empty batch the scores are empty, too)
+        _check.ids(ids, V)
         T = ids.shape[1]
         vectors = self.embed(F.pad(ids.long(), (n - 1, 0), value=V))
         x = torch.cat([vectors[:, i : i + T] for i in range(n)], dim=-1)  # the oldest word first
@@ -475,4 +479,6 @@ class NeuralNGram(nn.Module):
         ids: Tensor,  # (B, T)
     ) -> Tensor: # (B, T-1): log-probability (nats) of each id but the first, given those before it
         "What `lmbook.perplexity.evaluate` asks of a model."
-        return -cross_entropy(self(ids[:, :-1]), ids[:, 1:], reduction="none")
+        _check.ids(ids, self.vocab_size)
+        if ids.shape[1] == 1: return self.embed.weight.new_zeros(len(ids), 0)
+        return -cross_entropy(self(ids[:, :-1]), ids[:, 1:].long(), reduction="none")

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Check, evaluating
-from .language_models import Ids, LanguageModelError, row_of_ids
+from .core import Check, TokenModel, at_least_float32, check_task, evaluating, scores_of
+from .language_models import Ids, LanguageModelError
 from .small_world import WORD, SmallWorld, readings, replay
 
 _check = Check(LanguageModelError)
@@ -185,8 +185,10 @@ def evaluate(
 
     The first id of a row is context (`<bos>`), all others are scored. In a document longer than the window each token has at least
     context_length - stride tokens before it to look at. Padding goes behind the tokens, where a causal model does not see it, and is not
-    scored. A module is put into eval mode and back. Raises LanguageModelError for no tokens, for logits that do not fit, and for NaN.
+    scored. A module is put into eval mode and back. Raises LanguageModelError for no tokens, for a model that predicts something else than
+    the next one, for logits that do not fit, and for NaN.
     """
+    check_task(model, "next", what="`evaluate`", error=LanguageModelError)
     if context_length is not None: _check.count("context_length", context_length, 2)  # one to read and one to predict
     step = context_length // 2 if stride is None and context_length else 1 if stride is None else stride
     if step < 1 or context_length is not None and step >= context_length:
@@ -202,7 +204,8 @@ def evaluate(
         if tokenizer is None: raise LanguageModelError("The documents are texts: pass the model's tokenizer as well.")
         if ids: raise LanguageModelError("Some documents are texts and some are ids: evaluate them apart.")
         ids, unknown = _encoded(texts, tokenizer, eos, bos_id, eos_id)
-    rows = [row_of_ids(document, name=f"document {i}") for i, document in enumerate(ids)]
+    V = model.vocab_size if isinstance(model, TokenModel) else None
+    rows = [_check.row(document, V, f"document {i}") for i, document in enumerate(ids)]
     if not any(len(row) > 1 for row in rows):
         raise LanguageModelError(f"There is nothing to score in {len(rows)} documents: none has two tokens.")
     if device is None and isinstance(model, nn.Module): device = next((p.device for p in model.parameters()), None)
@@ -250,16 +253,10 @@ def _log_probs(
         if out.shape != (len(ids), ids.shape[1] - 1):
             raise LanguageModelError(f"token_log_probs gave {tuple(out.shape)} for ids {tuple(ids.shape)}.")
         return out
-    answer = model(ids)
-    logits = answer[0] if isinstance(answer, tuple) else getattr(answer, "logits", answer)
-    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != ids.shape:
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise LanguageModelError(f"The model must give logits (B, T, V) for ids {tuple(ids.shape)}, not {found}.")
-    if (most := int(ids.max())) >= logits.shape[2]:
-        raise LanguageModelError(
-            f"The documents hold the id {most}, the model knows {logits.shape[2]} tokens. Is this the model's tokenizer?"
-        )
-    return -F.cross_entropy(logits[:, :-1].float().transpose(1, 2), ids[:, 1:], reduction="none")
+    logits = scores_of(model(ids), ids, LanguageModelError)
+    for id in ids.aminmax(): _check.token(int(id), logits.shape[2], "the documents' ids")
+    logits = at_least_float32(logits)
+    return -F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
 
 # %% ../nbs/17_perplexity.ipynb #6e136a9d8e
 def floor(

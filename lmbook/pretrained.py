@@ -424,10 +424,11 @@ def load_pretrained(
     """
     folder = Path(folder)
     how, config = _config(folder)
-    with torch.device("meta"): model = Transformer(config)  # only the shapes: no memory, no random numbers
-    shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    model.load_state_dict(_state(folder, how, config, shapes, dtype), assign=True)
-    if config.tie: model.out.weight = model.embed.tokens.weight
-    for module in model.modules():
-        if isinstance(module, Attention) and module.slopes is not None: module.slopes = alibi_slopes(config.n_head)
+    with torch.inference_mode(False):  # whatever its caller does now, it may want to train the model later
+        with torch.device("meta"): model = Transformer(config)  # only the shapes: no memory, no random numbers
+        shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+        model.load_state_dict(_state(folder, how, config, shapes, dtype), assign=True)
+        if config.tie: model.out.weight = model.embed.tokens.weight
+        for module in model.modules():
+            if isinstance(module, Attention) and module.slopes is not None: module.slopes = alibi_slopes(config.n_head)
     return model.eval()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .core import Check, LmbookError, evaluating
+from .core import Check, LmbookError, Task, evaluating
 from .recurrent import CellName, Recurrent, RecurrentConfig, State, detach_state
 from .batches import Batch, IGNORE
 
@@ -95,9 +95,13 @@ class RecurrentLM(nn.Module):
     either matrix are drawn with a length of about 2.
     """
 
+    task: Task = "next"
+    takes_segments = False
+
     def __init__(self, config: RecurrentLMConfig):
         super().__init__()
         self.config = c = config
+        self.vocab_size = c.vocab_size
         self.embed = nn.Embedding(c.vocab_size, c.d_embed)
         stack = [RecurrentConfig(i, o, cell=c.cell, forget_bias=c.forget_bias) for i, o in zip((c.d_embed, *c.widths), c.widths)]
         self.layers = nn.ModuleList(map(Recurrent, stack))
@@ -167,7 +171,8 @@ class RecurrentLM(nn.Module):
 
         Scores are made for a few places at a time and thrown away: the memory is that of (B, T, H), not of (B, T, V).
         """
-        size = max(1, piece // (len(ids) * self.config.vocab_size))
+        _check.ids(ids, self.vocab_size)
+        ids, size = ids.long(), max(1, piece // (len(ids) * self.vocab_size))
         states: States | None = None
         out: list[Tensor] = []
         for at in range(0, ids.shape[1] - 1, size):

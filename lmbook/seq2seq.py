@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Check, LmbookError, evaluating
+from .core import Check, LmbookError, Task, evaluating
 from .networks import LayerNorm
 from .recurrent import CellName, Recurrent, RecurrentConfig, State
 from .tokenization import SPECIALS
@@ -163,6 +163,9 @@ class ConvLM(nn.Module):
 
     With `gated` it is that of Dauphin et al. (2017).
     """
+
+    task: Task = "next"
+    takes_segments = False
 
     def __init__(
         self,
@@ -384,13 +387,16 @@ class Seq2Seq(nn.Module):
     Any other decoder with the signature of `Decoder.forward` can take its place; it is given all that the encoder saw.
     """
 
+    task: Task = "target"
+    takes_segments = False
+
     def __init__(
         self,
         config: Seq2SeqConfig,
         decoder: nn.Module | None = None,  # (ids, memory, state) -> (logits, state); None: a `Decoder`
     ):
         super().__init__()
-        self.config, self.encoder = config, Encoder(config)
+        self.config, self.vocab_size, self.encoder = config, config.target_vocab, Encoder(config)
         self.decoder = Decoder(config) if decoder is None else decoder
 
     def encode(self, source: Tensor, source_segments: Tensor | None = None) -> Encoded:
@@ -408,7 +414,7 @@ class Seq2Seq(nn.Module):
         Called as `lmbook.training.next_token_loss` does.
         """
         _check.ids(ids, self.config.target_vocab, "target ids")
-        if source.ndim == 2 and len(ids) != len(source):
+        if source.ndim == 2 and len(source) and len(ids) != len(source):
             raise Seq2SeqError(f"{len(source)} sources and {len(ids)} targets: each source has one.")
         if ids.device.type == "cpu" and (wrong := ids[:, 0] != self.config.bos_id).any():
             row = int(wrong.int().argmax())

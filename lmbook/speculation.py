@@ -8,19 +8,33 @@ __all__ = ['Speculation', 'speculative', 'unmask']
 # %% ../nbs/43_speculation.ipynb #f4bafdb276
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cache import GenerationError, device_of, logits_of, reader_of, vocab_size_of
-from .core import Check, evaluating
+from .cache import GenerationError, device_of, reader_of, vocab_size_of
+from .core import Check, at_least_float32, check_task, evaluating, scores_of
 from .generation import SamplingConfig, TextStream, check_lengths, draw, end_of_text, generator_of, penalise, read_prompts, warp
 from .tokenization import Tokenizer
 
 # %% ../nbs/43_speculation.ipynb #43a10fca67
 _check = Check(GenerationError)
 _PLAIN, _GREEDY = SamplingConfig(), SamplingConfig(temperature=0)
+
+
+def _caller() -> Callable[[], ExitStack]:
+    "The state of PyTorch here; what it gives goes back to it, from within inference mode, for a callback."
+    inference, gradients = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+
+    def enter() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode(inference))
+        stack.enter_context(torch.set_grad_enabled(gradients))
+        return stack
+
+    return enter
 
 
 class Speculation(NamedTuple):
@@ -76,6 +90,7 @@ def speculative(
     out: list[int] = []
     watch = TextStream(tokenizer, config.stop) if config.stop and tokenizer is not None else None
     rounds = guessed = accepted = 0
+    as_caller = _caller()
     with evaluating(model), evaluating(draft), torch.inference_mode():
         readers = [reader_of(m, None, config.max_new_tokens + ahead) for m in (model, draft)]
         limit = min((r.limit for r in readers if r.limit is not None), default=None)
@@ -129,7 +144,8 @@ def speculative(
             for id in new:
                 out.append(id)
                 full.append(id)
-                if on_token is not None: on_token(0, id)
+                if on_token is not None:
+                    with as_caller(): on_token(0, id)
                 if watch is not None: watch.push(id)
                 if id == eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
@@ -150,15 +166,20 @@ def unmask(
     The schedule is that of Mask-Predict (Ghazvininejad et al. 2019), in which as many places are filled in each round, without its second
     thoughts: what stands, stands. In one round all places are filled without knowing of each other.
     """
-    rows = read_prompts(ids, vocab_size_of(model), "text")
+    check_task(model, "masked", what="`unmask`", error=GenerationError)
+    V = vocab_size_of(model)
+    rows = read_prompts(ids, V, "text")
     if steps is not None: _check.count("steps", steps)
+    if V is not None: _check.token(mask_id, V, "mask_id and other ids")
+    for id in forbid:
+        if V is not None: _check.token(id, V, "ids to forbid")
     _check.that(
         not config.penalises and not config.stop,
         "Penalties and stop strings are for writing from left to right; unmask takes temperature and filters.",
     )
     lengths = [len(row) for row in rows]
     device = device_of(model)
-    generator = generator_of(config, device)
+    generator, as_caller = generator_of(config, device), _caller()
     with evaluating(model), torch.inference_mode():
         x = torch.tensor([row + [0] * (max(lengths) - len(row)) for row in rows], device=device)
         there = torch.arange(x.shape[1], device=device) < torch.tensor(lengths, device=device)[:, None]
@@ -166,11 +187,11 @@ def unmask(
         open_ = (x == mask_id) & there
         for left in range(int(open_.sum(1).max()) if steps is None else steps, 0, -1):
             if not bool(open_.any()): break
-            logits = logits_of(model(x, **padded)).float()
+            logits = at_least_float32(scores_of(model(x, **padded), x, GenerationError))
             logits[..., [mask_id, *forbid]] = -math.inf
             scores = logits[open_]  # (N, V)
             new = scores.argmax(-1) if config.temperature == 0 else draw(warp(scores, config), generator)
-            sure = torch.full(x.shape, -math.inf, device=device)
+            sure = torch.full(x.shape, -math.inf, dtype=logits.dtype, device=device)
             sure[open_] = scores.log_softmax(-1).gather(1, new[:, None])[:, 0]
             filled = x.clone()
             filled[open_] = new
@@ -178,5 +199,6 @@ def unmask(
             rank = sure.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             chosen = (rank < count) & open_
             x, open_ = torch.where(chosen, filled, x), open_ & ~chosen
-            if on_step is not None: on_step(x)
+            if on_step is not None:
+                with as_caller(): on_step(x.clone())  # a tensor of its own, which it may change and compute with
     return [row[:n] for row, n in zip(x.tolist(), lengths)]

@@ -30,7 +30,10 @@ from .batches import IGNORE, Batch, Batches
 from lmbook.core import (
     Check,
     LmbookError,
+    TokenModel,
+    at_least_float32,
     best_device,
+    check_task,
     evaluating,
     optional,
     random_state,
@@ -58,12 +61,17 @@ def next_token_loss(
     batch: Batch,
 ) -> tuple[Tensor, int]: # the sum of the losses in nats, and over how many tokens
     "Cross-entropy of each target that counts. A sum and a count, not a mean: sums can be added up over batches, means cannot."
-    names = [] if batch.positions is None else ["segments", "positions"]
-    if batch.source is not None: names += ["source", "source_segments"]
-    logits = model(batch.ids, **{name: getattr(batch, name) for name in names})
+    check_task(model, "next", "masked", "target", what="`next_token_loss`", error=TrainingError)
+    told: dict[str, Tensor | None] = {}
+    segments = isinstance(model, TokenModel) and model.takes_segments and model.task == "masked"  # it would read padding, too
+    if segments or batch.positions is not None: told |= {"segments": batch.segments, "positions": batch.positions}
+    if batch.positions is not None and isinstance(model, TokenModel) and not model.takes_segments:
+        raise TrainingError(f"These rows hold several texts each, and {type(model).__name__} cannot tell them apart: use pack=False.")
+    if batch.source is not None: told |= {"source": batch.source, "source_segments": batch.source_segments}
+    logits = model(batch.ids, **told)
     if logits.shape[:-1] != batch.targets.shape:
         raise TrainingError(f"The model gave logits {tuple(logits.shape)} for targets {tuple(batch.targets.shape)}; (B, T, V) is needed.")
-    if logits.dtype in (torch.bfloat16, torch.float16): logits = logits.float()
+    logits = at_least_float32(logits)
     return F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"), batch.tokens
 
 # %% ../nbs/23_training.ipynb #fe75ff7613

@@ -26,7 +26,7 @@ from lmbook.attention import (
     segment_mask,
     sinusoidal,
 )
-from .core import Check, LmbookError
+from .core import Check, LmbookError, Task
 from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, Scheme, init_weights
 
 # %% ../nbs/37_transformer.ipynb #cfaa0c50b3
@@ -320,7 +320,10 @@ def _check_text(ids: Tensor, vocab_size: int, what: str = "ids") -> None:
 
     Whether all are in the vocabulary is seen where their vectors are looked up: their values are not read here, at each token written.
     """
-    if ids.ndim != 2 or not ids.numel() or ids.is_floating_point() or ids.dtype.itemsize == 1: _check.ids(ids, vocab_size, what)
+    if ids.ndim != 2 or not ids.numel() or ids.dtype not in (torch.int64, torch.int32): _check.ids(ids, vocab_size, what)
+
+
+_TASKS: dict[Kind, Task] = {"decoder": "next", "encoder": "masked", "encoder-decoder": "target"}
 
 
 class Transformer(nn.Module):
@@ -330,9 +333,13 @@ class Transformer(nn.Module):
     (On a GPU the values of ids, positions and types are not looked at, which would hold up its queue: there PyTorch stops the program.)
     """
 
+    task: Task
+    takes_segments = True
+
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.config = c = config
+        self.task, self.vocab_size = _TASKS[c.kind], c.vocab_size
         self.embed = Embed(c, c.vocab_size)
         self.source = None if c.source_vocab is None else Embed(c, c.source_vocab)
         self.encoder = None if c.kind == "decoder" else Stack(c, causal=False)

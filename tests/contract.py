@@ -379,20 +379,8 @@ _LAST, _GIVES_SCORES = "the last id is a target only, and nobody looks at it: -1
 )
 BUGS = (
     Bug(
-        "test_a_batch_teaches_what_its_rows_teach", "encoder-(?!decoder).*", "padded-next_token_loss",
-        "next_token_loss tells segments of packed rows only: an encoder reads the padding of others",
-    ),
-    Bug(
         "test_each_module_is_in_its_mode_again", ".*", "fit-(ends|raises)",
         "fit() calls model.train() and leaves it so, also where a part was in eval mode: frozen on purpose",
-    ),
-    Bug(
-        "test_two_texts_at_a_time_do_not_disturb_each_other", "two streams", "",
-        "the stream that ends first sets the modes back, and the other goes on with dropout",
-    ),
-    Bug(
-        "test_a_callback_runs_as_its_caller_does", "speculative|unmask", "",
-        "on_token and on_step are called within inference mode; that of generate is not",
     ),
     Bug(
         "test_two_matrices_do_not_become_one", ".*", "",
@@ -402,72 +390,8 @@ BUGS = (
         "test_what_cannot_be_written_is_said", ".*", "weights",
         "save_weights makes no folder, does not write whole files, and lets the SafetensorError through", SafetensorError,
     ),
-    Bug(
-        "test_evaluate_keeps_double_precision", "conv.*|decoder-.*", "",
-        "evaluate calls .float() on logits, which is meant for bfloat16 and cuts float64 off",
-    ),
-    Bug(
-        "test_the_likeliest_is_the_likeliest_in_double_precision", "speculative|unmask", "",
-        "generate and beam_search take the likeliest of the scores, these two of scores rounded to float32",
-    ),
-    Bug(
-        "test_a_reader_goes_back_after_rows_have_left", "(ngram|neural-ngram|conv).*", "padded-.*",
-        "when the longest row has left, crop(length) of _Whole counts from another one; the others count places that were read",
-    ),
-    Bug(
-        "test_a_consumer_leaves_no_trace", ".*", "pretrained",
-        "load_pretrained within inference mode gives a model that nobody can train", RuntimeError,
-    ),
-    # ids in tensors
-    Bug(_IDS, "(?!ngram).*", ".*-complex", "Check.ids takes complex numbers for whole ones", (RuntimeError, NotImplementedError)),
-    Bug(_IDS, "ngram.*", ".*", "NGram says what Check.ids says in its own words, and takes uint8 and no rows", (AssertionError, _SILENT)),
-    Bug(
-        _IDS, "neural-ngram.*", "(forward|mean_loss)-no (places|rows)",
-        "NeuralNGram gives no scores for no ids, where others raise (its own token_log_probs needs it so)", (AssertionError, _SILENT),
-    ),
-    Bug(
-        _IDS, "neural-ngram.*", "token_log_probs-(last id.*|one axis|three axes|no places|no rows)",
-        f"token_log_probs cuts ids before anybody looks at them; {_LAST}", (AssertionError, IndexError, _SILENT),
-    ),
-    Bug(
-        _IDS, "(lstm|gru|rnn)-.*", "token_log_probs-(last id.*|one axis|three axes|no places|no rows)",
-        f"token_log_probs cuts ids before anybody looks at them; {_LAST}", (AssertionError, IndexError, ZeroDivisionError, _SILENT),
-    ),
-    Bug(_IDS, "seq2seq.*", "source-no rows", "Seq2Seq.forward counts the sources before it looks at them"),
-    Bug(
-        "test_whole_numbers_of_another_size_are_the_same_ids_or_an_error", "(?!.*ngram).*", ".*-int16",
-        "Check.ids lets int16 pass, and nn.Embedding takes int32 and int64 only", RuntimeError,
-    ),
-    Bug(
-        "test_whole_numbers_of_another_size_are_the_same_ids_or_an_error", "(lstm|gru|rnn)-.*", "token_log_probs-int32",
-        "F.cross_entropy takes int64 targets only", RuntimeError,
-    ),
-    # ids in rows
-    Bug(_ROWS, "ngram.*", "(evaluate|sample)-(id|last id.*)", "NGram has a sentence of its own for an id outside the vocabulary"),
-    Bug(_ROWS, "neural-ngram.*", "evaluate-last id.*", _LAST, (AssertionError, _SILENT)),
-    Bug(_ROWS, "(lstm|gru|rnn)-.*", "evaluate-last id.*", _LAST, (IndexError, _SILENT)),
     Bug(_ROWS, "(?!tagger).*", "mean_loss-last id.*", f"next_token_loss: {_LAST}", (IndexError, _SILENT)),
     Bug(_ROWS, ".*", "mean_loss-ragged", "Examples lets numpy's ValueError through", ValueError),
-    Bug(
-        _ROWS, ".*", "(generate|beam_search|speculative|unmask)-no axis|(generate|unmask)-ragged",
-        "read_prompts goes through a number as if it were a row", TypeError,
-    ),
-    Bug(_ROWS, "(lstm|gru|rnn)-.*|tagger.*", "(sample|predict)-no axis", "a number is asked for its length", TypeError),
-    Bug(_ROWS, "tagger.*", "(predict|mean_loss)-(float|bool)", "Tagger.predict and TaggedSentences cut floats to whole numbers", _SILENT),
-    Bug("test_one_fault_has_one_text", ".*", "", "core, language_models and generation say it in words of their own"),
-    Bug(
-        "test_ids_of_settings_are_ids_too", ".*", ".*",
-        "nobody looks at mask_id (then nothing is filled in) and forbid (IndexError)", (IndexError, _SILENT),
-    ),
-    # who takes no part
-    Bug(_REFUSED, "(?!encoder).*", "unmask", "unmask takes any model: nothing says that one reads both sides", (TypeError, _SILENT)),
-    Bug(_REFUSED, "(?!encoder|ngram|seq2seq|tagger).*", "packed", "next_token_loss passes segments= to whoever takes none", TypeError),
-    Bug(_REFUSED, "encoder-(?!decoder).*|tagger.*", "evaluate", f"evaluate: {_GIVES_SCORES}", _SILENT),
-    Bug(_REFUSED, "tagger.*", "generate|stream|beam_search|speculative", f"reader_of: {_GIVES_SCORES}", _SILENT),
-    Bug(
-        _REFUSED, "seq2seq.*", "evaluate|generate|stream|beam_search|speculative",
-        "a model that needs a source is called without one", TypeError,
-    ),
 )  # fmt: skip
 
 

@@ -611,10 +611,10 @@ def _said(entry: str, fault: str) -> str: # a regular expression
     number = {"id": V, "last id": V, "last id -1": -1, "last id -100": -100}.get(fault)
     if entry in ("generate", "beam_search", "speculative", "unmask"):
         what = "The text" if entry == "unmask" else "The prompt"
-        if number is not None: return f"^{what} holds the id {number}, but the model's run from 0 to {V - 1}"
+        if number is not None: return f"^The id {number} is no token: {what.lower()}'s ids run from 0 to {V - 1}"
         if fault == "empty": return f"^{what} is empty: there is nothing to go on from"
         return "ids are whole numbers" if fault in ("float", "bool") else ""
-    if number is not None: return f"The id {number} is no token: [a-z' ]*ids run from 0 to {V - 1}"
+    if number is not None: return f"The id {number} is no token: [a-z0-9' ]*ids run from 0 to {V - 1}"
     return "^document 0 must be one row of whole numbers, not" if entry == "evaluate" and fault in ("float", "bool", "two axes") else ""
 
 
@@ -643,7 +643,7 @@ def test_one_fault_has_one_text(case):
     for spec in MODELS:
         for entry in _row_entries(spec):
             with pytest.raises(LmbookError) as caught: _write(spec, spec.shared(), entry, [BOS, V, 5])
-            said.add(re.sub(r"^The (prompt|text|documents)|[a-z' ]*ids(?= run)|^Document \d+", "...", str(caught.value)))
+            said.add(re.sub(r"[a-z0-9' ]*ids(?= run)", "...", str(caught.value)))
     assert len(said) == 1
 
 

@@ -23,11 +23,15 @@ from lmbook.core import (
     Check,
     Drawing,
     LmbookError,
+    TokenModel,
+    at_least_float32,
     best_device,
+    check_task,
     evaluating,
     measured_once,
     optional,
     random_state,
+    scores_of,
     seed_everything,
     set_random_state,
     whole_file,
@@ -105,7 +109,7 @@ def test_zero_may_be_allowed():
     check.counts(type("C", (Config,), {"__post_init__": lambda self: None})(n=0), "n", least=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_ids_of_a_vocabulary_pass(dtype):
     check.ids(torch.tensor([[0, 9]], dtype=dtype), 10)
 
@@ -119,10 +123,58 @@ def test_ids_of_a_vocabulary_pass(dtype):
         (torch.zeros(1, 0, dtype=torch.long), r"not \(1, 0\)"),
         (torch.tensor([[1.0]]), "whole numbers, not torch.float32"),
         (torch.tensor([[True]]), "whole numbers, not torch.bool"),
+        (torch.tensor([[1j]]), "whole numbers, not torch.complex64"),
+        (torch.tensor([[1]], dtype=torch.int16), r"not torch.int16: write ids.long\(\)"),
     ],
 )
 def test_ids_that_are_none_are_refused(ids, message):
     with pytest.raises(OwnError, match=message): check.ids(ids, 10)
+
+
+@pytest.mark.parametrize("row", [[3, 1], (3, 1), np.array([3, 1], dtype=np.uint16), torch.tensor([3, 1], dtype=torch.int32)])
+def test_a_row_of_ids_becomes_an_array(row):
+    out = check.row(row, 4)
+    assert out.tolist() == [3, 1] and out.dtype == np.int64
+    assert check.row(row[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("ab", "a row is a text"), (5, "a row is 5, not a row of ids"), ([1, [2]], "not one row of ids"), ([.5], "not float64 of shape"),
+        ([[1]], r"not int64 of shape \(1, 1\)"), ([True], "not bool"), ([1, 4], "The id 4 is no token: a row's ids run from 0 to 3"),
+        ([1, -1], "The id -1 is no token"), (torch.tensor(2), "a row is 2"),
+    ],
+)  # fmt: skip
+def test_what_is_no_row_of_ids_is_refused(row, message):
+    with pytest.raises(OwnError, match=message): check.row(row, 4)
+
+
+def test_a_model_says_what_it_predicts():
+    class Says:
+        task, vocab_size, takes_segments = "masked", 5, True
+
+    check_task(Says(), "next", "masked", what="this")
+    for other in (nn.Linear(2, 2), lambda ids: ids, object()): check_task(other, "next", what="this")  # says nothing: taken for what it is used as
+    with pytest.raises(OwnError, match=r"^this needs .* the next token or a tag .* This Says predicts .* both sides: .*`unmask`"):
+        check_task(Says(), "next", "tags", what="this", error=OwnError)
+
+    class Net(nn.Module):
+        task, vocab_size, takes_segments = "masked", 5, True
+
+    assert isinstance(torch.compile(Net()), TokenModel)  # what wraps a model says what the model says
+
+
+def test_scores_are_found_in_what_a_model_gives():
+    ids, scores = torch.zeros(2, 3, dtype=torch.long), torch.randn(2, 3, 4)
+    for out in (scores, (scores, "a state"), type("Out", (), {"logits": scores})): assert scores_of(out, ids) is scores
+    for out, found in ((scores[:1], r"\(1, 3, 4\)"), (scores[0], r"\(3, 4\)"), (None, "NoneType"), ((), "tuple"), ("ab", "str")):
+        with pytest.raises(OwnError, match=rf"for ids \(2, 3\), not {found}"): scores_of(out, ids, OwnError)
+
+
+def test_half_precision_is_added_up_in_single():
+    kinds = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float32, torch.float64: torch.float64}
+    assert {kind: at_least_float32(torch.ones(1, dtype=kind)).dtype for kind in kinds} == kinds
 
 
 def test_a_missing_package_says_how_to_get_it(tmp_path, monkeypatch):
@@ -263,6 +315,20 @@ def test_each_module_comes_back_as_it_was(gradients):
     assert [m.training for m in net.modules()] == modes and torch.is_grad_enabled()
     with torch.no_grad(), evaluating(net, gradients=True): assert not torch.is_grad_enabled()  # who switched them off meant it
     with evaluating(lambda ids: ids): pass
+
+
+def test_two_may_evaluate_a_model_at_a_time():
+    "Whoever ends first leaves it to the other; what was frozen stays so."
+    net = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    net[1].eval()
+    one, two = evaluating(net), evaluating(net, gradients=None)
+    one.__enter__()
+    two.__enter__()
+    assert torch.is_grad_enabled() is False
+    one.__exit__(None, None, None)
+    assert not any(m.training for m in net.modules())
+    two.__exit__(None, None, None)
+    assert [m.training for m in net.modules()] == [True, True, False] and not len(core._resting)
 
 
 # ---------------------------------------------------------------- drawings

@@ -246,7 +246,7 @@ def test_bad_settings(change, message):
 
 @pytest.mark.parametrize(("prompt", "message"), [
     ([], "prompt is empty"), ([[1], []], "Prompt 1 is empty"), (torch.zeros(0, dtype=torch.long), "prompt is empty"),
-    ([V], f"id {V}, but the model's run from 0 to {V - 1}"), ([-1], "id -1"), ([1] * 65, "65 tokens, the model reads 64"),
+    ([V], f"The id {V} is no token: the prompt's ids run from 0 to {V - 1}"), ([-1], "id -1"), ([1] * 65, "65 tokens, the model reads 64"),
     ([[1], [2] * 70], "Prompt 1 has 70"), ("text", "is a text"), ([1.5], "holds 1.5"), (["a"], "holds 'a'"), ([True], "holds True"),
 ])  # fmt: skip
 def test_bad_prompts(prompt, message):

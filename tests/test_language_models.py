@@ -116,8 +116,8 @@ def test_long_keys_sort_too():
 
 @pytest.mark.parametrize(("documents", "V", "order", "says"), [
     ([], 5, 2, "nothing to count: 0 documents"), ([[], [3]], 5, 2, "nothing to count: 1 documents"), (iter(()), 5, 2, "read before"),
-    ([[0, 1, 5]], 5, 2, "holds the id 5, but ids run from 0 to 4"), ([[0, -1, 2]], 5, 2, "holds the id -1"), ([[0, 1]], 5, 0, "order=0"),
-    ([0, 1, 2], 5, 2, "document 0 is the single number 0"), ([[0, 1.5]], 5, 2, "whole numbers, not float64"),
+    ([[0, 1, 5]], 5, 2, "The id 5 is no token: the text's ids run from 0 to 4"), ([[0, -1, 2]], 5, 2, "The id -1 is no token"), ([[0, 1]], 5, 0, "order=0"),
+    ([0, 1, 2], 5, 2, "document 0 is 0, not a row of ids"), ([[0, 1.5]], 5, 2, "whole numbers, not float64"),
     ("abc", 5, 2, "a single text"), (["abc"], 5, 2, "document 0 is a text"), ([[[0, 1], [1, 2]]], 5, 2, "shape (2, 2)"),
     ([[0, [1]]], 5, 2, "not one row"), ([[0, 1]], 0, 2, "vocab_size=0"), ([["a", "b"]], 5, 2, "whole numbers, not <U1"),
 ])  # fmt: skip
@@ -263,8 +263,8 @@ def test_bad_settings_say_what_is_wrong(options, says): assert says in message(N
 
 def test_bad_ids_say_what_is_wrong():
     model = NGram.fit(corpus(), 12, NGramConfig(2))
-    assert "the id 12, but ids run from 0 to 11" in message(model.token_log_probs, [[0, 12]])
-    assert "the id -1" in message(model.next_log_probs, [-1])
+    assert "The id 12 is no token: ids run from 0 to 11" in message(model.token_log_probs, [[0, 12]])
+    assert "The id -1 is no token" in message(model.next_log_probs, [-1])
     assert "shape (B, T)" in message(model.token_log_probs, [0, 1]) and "whole numbers" in message(model.token_log_probs, [[.5]])
 
 
@@ -540,7 +540,7 @@ def test_the_training_flag_and_gradients_are_as_before():
     (network(), [[0, 1]], {"context_length": 1}, "context_length=1"),
     (network(), [[0, 1]], {"context_length": 4, "stride": 4}, "stride=4"), (network(), [[0, 1]], {"stride": 0}, "stride=0"),
     (network(), [[0, 1]], {"batch_size": 0}, "batch_size=0"), (lambda ids: ids, [[0, 1]], {}, "must give logits (B, T, V)"),
-    (lambda ids: torch.zeros(*ids.shape, 3), [[0, 7]], {}, "the id 7, the model knows 3 tokens"),
+    (lambda ids: torch.zeros(*ids.shape, 3), [[0, 7]], {}, "The id 7 is no token: the documents' ids run from 0 to 2"),
     (lambda ids: "no", [[0, 1]], {}, "not str"),
     (lambda ids: torch.full((*ids.shape, 12), torch.nan), [[0, 1, 2]], {}, "NaN for token 1 of document 0"),
     (SimpleNamespace(token_log_probs=lambda ids: torch.zeros(ids.shape)), [[0, 1]], {}, "token_log_probs gave (1, 2)"),
