@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Task', 'COLOURS', 'Colour', 'Point', 'LmbookError', 'Check', 'optional', 'whole_file', 'write_whole', 'whole_folder',
            'seed_everything', 'random_state', 'set_random_state', 'best_device', 'evaluating', 'TokenModel',
-           'check_task', 'scores_of', 'at_least_float32', 'Box', 'Drawing', 'Measured', 'measured_once']
+           'TextTokenizer', 'check_task', 'scores_of', 'at_least_float32', 'Box', 'Drawing', 'Measured',
+           'measured_once']
 
 # %% ../nbs/01_core.ipynb #b20a6bb9a1
 import difflib
@@ -344,6 +345,27 @@ class TokenModel(Protocol):
 
     @property
     def takes_segments(self) -> bool: ...  # whether it can be told, by `segments=` and `positions=`, which document a token belongs to
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    "What they ask of a tokenizer. Those of `lmbook.tokenization` are of this kind, and so is `lmbook.language_models.Vocabulary`."
+
+    @property
+    def vocab_size(self) -> int: ...  # ids run from 0 to vocab_size - 1
+
+    @property
+    def bos_id(self) -> int | None: ...  # stands before a text; None where there is none
+
+    @property
+    def eos_id(self) -> int | None: ...  # stands behind it
+
+    @property
+    def unk_id(self) -> int | None: ...  # stands for what the vocabulary does not hold
+
+    def encode(self, text: str, *, bos: bool = False, eos: bool = False) -> list[int]: ...  # with <bos> or <eos> where wanted
+    def decode(self, ids: Any) -> str: ...
+    def to_bytes(self) -> bytes: ...  # all that it is, for a file or a fingerprint
 
 
 def check_task(

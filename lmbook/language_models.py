@@ -13,13 +13,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Check, LmbookError, Task, write_whole
+from .core import Check, LmbookError, Task, TextTokenizer, write_whole
 
 # %% ../nbs/16_language_models.ipynb #2ca2025aa8
 class LanguageModelError(LmbookError):
@@ -267,15 +267,6 @@ def _smooth(
     return np.where(c > 0, np.where(full[context], c, c - off) / total, weight[context] * shorter), weight, taken
 
 # %% ../nbs/16_language_models.ipynb #39e4a709ef
-class _Kept(Protocol):
-    "What a model's file asks of a tokenizer: how many ids there are, and all that it is, as bytes."
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def to_bytes(self) -> bytes: ...
-
-
 class NGram:
     """A language model that counts: the next word given the last `order - 1`, as a table of probabilities and back-off weights.
 
@@ -413,7 +404,7 @@ class NGram:
     def save(
         self,
         path: str | Path,
-        tokenizer: _Kept | None = None,  # its fingerprint goes into the file, so that `load` can check it
+        tokenizer: TextTokenizer | None = None,  # its fingerprint goes into the file, so that `load` can check it
     ) -> None:
         "Write the model to one file in the format of safetensors, whole or not at all."
         from safetensors.numpy import save
@@ -427,7 +418,7 @@ class NGram:
     def load(
         cls,
         path: str | Path,
-        tokenizer: _Kept | None = None,  # the one that the model will be used with: LanguageModelError if the model does not fit it
+        tokenizer: TextTokenizer | None = None,  # the one that the model will be used with: LanguageModelError if the model does not fit it
     ) -> "NGram":
         "Read a model from a file that `save` wrote."
         from safetensors import SafetensorError, safe_open
@@ -486,6 +477,6 @@ class NGram:
 _FORMAT = "lmbook n-gram 1"
 
 
-def _fingerprint(tokenizer: _Kept) -> str:
+def _fingerprint(tokenizer: TextTokenizer) -> str:
     "A hash by which to know a tokenizer again."
     return hashlib.sha256(tokenizer.to_bytes()).hexdigest()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import Check, TokenModel, at_least_float32, check_task, evaluating, scores_of
+from .core import Check, TextTokenizer, TokenModel, at_least_float32, check_task, evaluating, scores_of
 from .language_models import Ids, LanguageModelError
 from .small_world import WORD, SmallWorld, readings, replay
 
@@ -171,7 +171,7 @@ def _windows(
 def evaluate(
     model: Scorer | nn.Module | Callable[[Tensor], Any],  # has `token_log_probs`, or maps ids (B, T) to logits (B, T, V)
     documents: Iterable[str] | Iterable[Ids],  # texts, with a tokenizer; or rows of ids, which are taken as they are
-    tokenizer: Any = None,  # has `encode(text)`; `bos_id`, `eos_id` and `unk_id` are used where it has them
+    tokenizer: TextTokenizer | Any = None,  # or something of another library that has `encode(text)`; it knows no bos_id and eos_id
     *,
     context_length: int | None = None,  # tokens that the model reads at a time, at least 2; None: the whole document
     stride: int | None = None,  # tokens by which the window moves on, from 1 to context_length - 1; None: half of it
@@ -231,15 +231,16 @@ def _encoded(
     texts: Sequence[str], tokenizer: Any, eos: bool, bos_id: int | None, eos_id: int | None
 ) -> tuple[list[list[int]], int]: # rows of ids, and how many of them are <unk>
     "Texts as rows of ids that begin with <bos>."
-    bos_id = getattr(tokenizer, "bos_id", None) if bos_id is None else bos_id
-    eos_id = getattr(tokenizer, "eos_id", None) if eos_id is None else eos_id
+    unk_id = None
+    if isinstance(tokenizer, TextTokenizer):
+        unk_id = tokenizer.unk_id
+        bos_id, eos_id = tokenizer.bos_id if bos_id is None else bos_id, tokenizer.eos_id if eos_id is None else eos_id
     if bos_id is None:
         raise LanguageModelError("The tokenizer has no <bos> to stand before the first token. Pass bos_id= (many models use <eos>).")
     if eos and eos_id is None:
         raise LanguageModelError("The tokenizer has no <eos>. Pass eos_id=, or eos=False to leave the end of documents unscored.")
     last = [eos_id] if eos and eos_id is not None else []
     rows = [[bos_id, *tokenizer.encode(text), *last] for text in texts]
-    unk_id = getattr(tokenizer, "unk_id", None)
     return rows, 0 if unk_id is None else sum(row[1:].count(unk_id) for row in rows)
 
 

@@ -155,7 +155,7 @@ def test_a_model_says_what_it_predicts():
         task, vocab_size, takes_segments = "masked", 5, True
 
     check_task(Says(), "next", "masked", what="this")
-    for other in (nn.Linear(2, 2), lambda ids: ids, object()): check_task(other, "next", what="this")  # says nothing: taken for what it is used as
+    for other in (nn.Linear(2, 2), lambda ids: ids, object()): check_task(other, "next", what="this")  # who says nothing passes
     with pytest.raises(OwnError, match=r"^this needs .* the next token or a tag .* This Says predicts .* both sides: .*`unmask`"):
         check_task(Says(), "next", "tags", what="this", error=OwnError)
 

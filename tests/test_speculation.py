@@ -87,7 +87,8 @@ def test_unmask():
 
 
 @pytest.mark.parametrize(("prompt", "message"), [
-    ([], "prompt is empty"), ([V], f"The id {V} is no token: the prompt's ids run from 0 to {V - 1}"), ([1] * 65, "65 tokens, the model reads 64"),
+    ([], "prompt is empty"), ([V], f"The id {V} is no token: the prompt's ids run from 0 to {V - 1}"),
+    ([1] * 65, "65 tokens, the model reads 64"),
     ("text", "is a text"), ([1.5], "holds 1.5"), (["a"], "holds 'a'"), ([True], "holds True"),
 ])  # fmt: skip
 def test_bad_prompts(prompt, message):
