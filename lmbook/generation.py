@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SamplingConfig', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'warp', 'penalise', 'generator_of', 'draw',
-           'read_prompts', 'check_lengths', 'end_of_text', 'TextStream', 'Constraint', 'generate', 'Hypothesis',
-           'beam_search', 'stream', 'generate_text']
+           'read_prompts', 'check_lengths', 'end_of_text', 'known_to', 'TextStream', 'Constraint', 'generate',
+           'Hypothesis', 'beam_search', 'stream', 'generate_text']
 
 # %% ../nbs/41_generation.ipynb #7b3409ed1e
 import codecs
@@ -219,6 +219,14 @@ def end_of_text(config: SamplingConfig, tokenizer: Tokenizer | None) -> int | No
     if config.eos_id is not None or tokenizer is None: return config.eos_id
     return tokenizer.eos_id
 
+
+def known_to(
+    tokenizer: Tokenizer | None,
+    logits: Tensor,  # (..., V)
+) -> Tensor: # (..., V'): without the ids that the tokenizer does not have
+    "Many models have more ids than their tokenizer, to make a round number: nobody could read these."
+    return logits if tokenizer is None else logits[..., : tokenizer.vocab_size]
+
 # %% ../nbs/41_generation.ipynb #feb35005f0
 class TextStream:
     "Text out of tokens, one token at a time: never half a character, and never a part of a stop string."
@@ -269,8 +277,15 @@ class Constraint(Protocol):
 class _Chooser:
     "All that decides on the next token of each row: a constraint, penalties, filters and the dice."
 
-    def __init__(self, config: SamplingConfig, rows: list[list[int]], device: torch.device, constraint: Constraint | None = None):
-        self.config, self.constraint, self.rows, self.device = config, constraint, rows, device
+    def __init__(
+        self,
+        config: SamplingConfig,
+        rows: list[list[int]],
+        device: torch.device,
+        constraint: Constraint | None = None,
+        tokenizer: Tokenizer | None = None,
+    ):
+        self.config, self.constraint, self.rows, self.device, self.tokenizer = config, constraint, rows, device, tokenizer
         self.generator: torch.Generator | None = None
         if config.temperature != 0: self.generator = generator_of(config, device)
         self.states: list[Any] = [] if constraint is None else [constraint.start] * len(rows)
@@ -292,10 +307,11 @@ class _Chooser:
     def _penalised(self, logits: Tensor) -> Tensor: # (B, V) to (B, V)
         if self.seen is None or self.counts is None:
             self.seen, self.counts = torch.zeros_like(logits, dtype=torch.bool), torch.zeros_like(logits)
-            for b, row in enumerate(self.rows): self.seen[b, torch.tensor(row, device=logits.device)] = True
+            for b, row in enumerate(self.rows): self.seen[b, [id for id in row if id < logits.shape[1]]] = True
         return penalise(logits, self.seen, self.counts, self.config)
 
     def choose(self, logits: Tensor) -> Tensor: # (B, V) to (B,)
+        logits = known_to(self.tokenizer, logits)
         if self.constraint is not None: logits = self._permitted(logits, self.constraint)
         if self.config.penalises: logits = self._penalised(logits)
         ids = logits.argmax(-1) if self.config.temperature == 0 else draw(warp(logits, self.config), self.generator)
@@ -335,7 +351,7 @@ def _tokens(
             reader = reader_of(model, source, config.max_new_tokens)
             limit = reader.limit
             check_lengths(rows, limit)
-            chooser = _Chooser(config, rows, reader.device, constraint)
+            chooser = _Chooser(config, rows, reader.device, constraint, tokenizer)
             logits = reader.start(rows)
             if bool(logits.isnan().any()):
                 raise GenerationError("The model's scores are NaN. Were its weights trained and loaded without an error?")
@@ -421,8 +437,8 @@ def beam_search(
 ) -> list[Hypothesis]: # at most `beams`, the best first
     """Look for the most probable text, following the `beams` best beginnings (Lowerre 1976; scores as in `transformers`).
 
-    With one beam it is greedy; with as many as there are texts, exhaustive. It ends when no beginning can overtake what was found. Texts
-    that had no end after `max_new_tokens`, or when the model's context is full, count as they are.
+    With one beam and length_penalty=0 it is greedy; with as many as there are texts, exhaustive. It ends when no beginning can overtake
+    what was found. Texts that had no end after `max_new_tokens`, or when the model's context is full, count as they are.
     """
     _check.count("beams", beams)
     _check.count("max_new_tokens", max_new_tokens)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cache import GenerationError, device_of, reader_of, vocab_size_of
+from .cache import GenerationError, Reader, device_of, reader_of, vocab_size_of
 from .core import Check, at_least_float32, check_task, evaluating, scores_of
-from .generation import SamplingConfig, TextStream, check_lengths, draw, end_of_text, generator_of, penalise, read_prompts, warp
+from .generation import SamplingConfig, TextStream, check_lengths, draw, end_of_text, generator_of, known_to, penalise, read_prompts, warp
 from .tokenization import Tokenizer
 
 # %% ../nbs/43_speculation.ipynb #43a10fca67
@@ -58,13 +58,43 @@ def _distributions(
     for t in range(len(logits)):
         before = torch.tensor(new[: len(new) - len(logits) + 1 + t], dtype=torch.long, device=logits.device)
         counts[t].scatter_add_(0, before, torch.ones_like(before, dtype=counts.dtype))
-    seen[:, torch.tensor(prompt, device=logits.device)] = True
+    seen[:, torch.tensor([id for id in prompt if id < logits.shape[1]], dtype=torch.long, device=logits.device)] = True
     return warp(penalise(logits, seen | (counts > 0), counts, config), config).softmax(-1)
+
+
+class _Reading:
+    "A text that grows, as one of the two models has read it."
+
+    def __init__(self, reader: Reader):
+        self.reader, self.begin, self.read = reader, 0, 0  # where in the text it begins to read, and up to where it has
+        self.last: Tensor | None = None  # (1, V) scores after a beginning that was just read
+
+    def room(self, text: list[int]) -> float: # tokens that can be read after a text; below 0: not even all of that
+        limit = self.reader.limit
+        return math.inf if limit is None else limit - (len(text) - self.begin)
+
+    def start(self, text: list[int]) -> None:
+        "Read a text from its beginning, or where that is too long, its last part."
+        limit = self.reader.limit
+        if self.room(text) < 0 and limit is not None: self.begin = len(text) - max(1, limit // 2)
+        self.last, self.read = self.reader.start([text[self.begin :]]), len(text)
+
+    def scores(self, text: list[int], more: list[int]) -> Tensor: # (1 + len(more), V): after the text, and after each of more
+        fresh = [*text[self.read :], *more]
+        out = [] if self.last is None or self.read < len(text) else [self.last]
+        if fresh: out.append(self.reader.read(torch.tensor([fresh], device=self.reader.device))[0])
+        self.read = len(text) + len(more)
+        return torch.cat(out)[-(len(more) + 1) :]
+
+    def forget(self, length: int) -> None:
+        "Go back to the first tokens of the text, where more was read."
+        if length < self.read: self.reader.crop(length - self.begin)
+        self.read = min(self.read, length)
 
 
 def speculative(
     model: Any,  # as for `generate`; its distribution is the one that is drawn from
-    draft: Any,  # a quicker model of the same vocabulary
+    draft: Any,  # a quicker model of the same vocabulary; its context may be shorter
     prompt: Any,  # ids (T,)
     config: SamplingConfig = _PLAIN,
     ahead: int = 4,  # tokens that the draft guesses in a round
@@ -92,38 +122,32 @@ def speculative(
     rounds = guessed = accepted = 0
     as_caller = _caller()
     with evaluating(model), evaluating(draft), torch.inference_mode():
-        readers = [reader_of(m, None, config.max_new_tokens + ahead) for m in (model, draft)]
-        limit = min((r.limit for r in readers if r.limit is not None), default=None)
-        check_lengths(rows, limit)
-        dice = generator_of(config, readers[0].device)
-        begin, begun = 0, False  # the text that is read begins here; whether anything was read yet
+        checks, guesser = (_Reading(reader_of(m, None, config.max_new_tokens + ahead)) for m in (model, draft))
+        check_lengths(rows, checks.reader.limit)
+        device = checks.reader.device
+        dice = generator_of(config, device)
         full = list(text)  # prompt and new ids
+        for reading in (checks, guesser): reading.start(full)
 
-        def go_on(which: int, ids: list[int]) -> Tensor: # (T, V)
-            return readers[which].read(torch.tensor([ids], device=readers[which].device))[0]
+        def distributions(logits: Tensor, new: list[int]) -> Tensor: # (T, V)
+            return _distributions(known_to(tokenizer, logits), text, new, config)
 
         while len(out) < config.max_new_tokens:
-            if not begun or limit is not None and len(full) - begin > limit:
-                if begun and config.on_full == "stop": break
-                if begun and limit is not None: begin = len(full) - max(1, limit // 2)
-                p_last, q_last = (r.start([full[begin:]]) for r in readers)  # (1, V) each
-                read, begun = [len(full)] * 2, True
-            n = min(ahead, config.max_new_tokens - len(out) - 1)
-            if limit is not None: n = min(n, limit - (len(full) - begin))
+            if checks.room(full) < 0:
+                if config.on_full == "stop": break
+                checks.start(full)
+            n = int(min(ahead, config.max_new_tokens - len(out) - 1, checks.room(full)))
+            if n and guesser.room(full) < 0: guesser.start(full)  # it alone begins anew
+            n = int(max(0, min(n, guesser.room(full) + 1)))
             # the draft guesses
             guesses: list[int] = []
             q: list[Tensor] = []  # (V,) each
-            if n:
-                logits = go_on(1, full[read[1] :])[-1:] if read[1] < len(full) else q_last
-                for i in range(n):
-                    q.append(_distributions(logits.to(dice.device), text, [*out, *guesses], config)[0])
-                    guesses.append(int(torch.multinomial(q[-1], 1, generator=dice)))
-                    if i < n - 1: logits = go_on(1, guesses[-1:])[-1:]
+            for _ in range(n):
+                logits = guesser.scores([*full, *guesses], [])
+                q.append(distributions(logits.to(device), [*out, *guesses])[0])
+                guesses.append(int(torch.multinomial(q[-1], 1, generator=dice)))
             # the model checks
-            fresh = [*full[read[0] :], *guesses]
-            logits = go_on(0, fresh) if fresh else p_last
-            if fresh and read[0] == len(full): logits = torch.cat([p_last, logits])
-            p = _distributions(logits[-(n + 1) :], text, [*out, *guesses], config)  # (n + 1, V)
+            p = distributions(checks.scores(full, guesses), [*out, *guesses])  # (n + 1, V)
             rounds, guessed = rounds + 1, guessed + n
             right = 0
             if n:
@@ -135,12 +159,7 @@ def speculative(
             if not bool(rest.any()): rest = p[right]  # p and q are the same but for rounding
             new = [*guesses[:right], int(torch.multinomial(rest, 1, generator=dice))]
             accepted += right
-            # both forget what was refused
-            for which, reader in enumerate(readers):
-                if which == 1 and not n: continue  # it was not asked
-                there = len(full) + (n if which == 0 else n - 1)
-                read[which] = min(there, len(full) + right)
-                if read[which] < there: reader.crop(read[which] - begin)
+            for reading in (checks, guesser): reading.forget(len(full) + right)  # what was refused
             for id in new:
                 out.append(id)
                 full.append(id)

@@ -27,6 +27,7 @@ from lmbook.generation import (
     stream,
     warp,
 )
+from lmbook.speculation import speculative
 from lmbook.tokenization import ByteTokenizer, WordTokenizer
 from tests.writers import GREEDY, Table, V, scripted, transformer
 
@@ -206,6 +207,19 @@ def test_one_beam_is_greedy_and_more_beams_find_more():
     assert sum(totals[1::2]) > sum(totals[::2])
 
 
+def test_one_beam_that_is_scored_by_length_may_go_on_where_greedy_ends():
+    "An end with .6 against something with .4 that then ends: the mean of the longer text is higher."
+    def model(ids):
+        scores = torch.full((*ids.shape, 3), -math.inf)
+        scores[..., 0], scores[..., 1] = math.log(.6), math.log(.4)
+        scores[ids == 1] = torch.tensor([0., -math.inf, -math.inf])
+        return scores
+
+    assert generate(model, [2], SamplingConfig(temperature=0, eos_id=0)) == [[0]]
+    assert beam_search(model, [2], 1, 5, length_penalty=0, eos_id=0)[0].ids == [0]
+    assert beam_search(model, [2], 1, 5, eos_id=0)[0].ids == [1, 0]
+
+
 def test_beams_equal_transformers():
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -254,6 +268,19 @@ def test_bad_prompts(prompt, message):
     with pytest.raises(GenerationError, match=message): generate(model, prompt, GREEDY)
     if "Prompt 1" not in message:
         with pytest.raises(GenerationError, match=message): beam_search(model, prompt)
+
+
+@pytest.mark.parametrize("change", [{}, {"top_k": 3}, {"repetition_penalty": 1.3, "presence_penalty": .1}, {"temperature": 0}])
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(bytes_, change):
+    "Many models have more ids than their tokenizer, to make a round number; those may be in the prompt, and nobody could read them."
+    n, config = bytes_.vocab_size, SamplingConfig(**({"max_new_tokens": 20, "seed": 0} | change))
+
+    def model(ids): return torch.zeros(*ids.shape, n + 40).index_fill(-1, torch.arange(n, n + 40), 5.)
+
+    assert any(id >= n for row in generate(model, [[1, n + 3]] * 5, config) for id in row)
+    assert all(id < n for row in generate(model, [[1, n + 3]] * 5, config, tokenizer=bytes_) for id in row)
+    assert all(id < n for id in speculative(model, model, [1, n + 3], config, tokenizer=bytes_).ids)
+    for _ in stream(model, bytes_, "a", config): pass
 
 
 def test_bad_calls(bytes_):

@@ -30,6 +30,18 @@ def test_greedy_speculation_is_greedy(ahead):
         assert out.rounds + out.accepted == 30
 
 
+@pytest.mark.parametrize("limits", [(32, 4), (32, 1), (16, 5), (8, 8), (5, 16)])
+@pytest.mark.parametrize("on_full", ["slide", "stop"])
+def test_a_draft_may_read_less_than_the_model(limits, on_full):
+    "It alone begins anew where its context is full; the text is that of the model."
+    model, draft = (transformer(seed, context_length=limit) for seed, limit in zip((9, 10), limits))
+    for length in (1, 4, 6, limits[0]):
+        prompt = [(7 * i + 3) % V for i in range(min(length, limits[0]))]
+        for ahead in (1, 3, 6):
+            config = SamplingConfig(max_new_tokens=45, temperature=0, on_full=on_full)
+            assert speculative(model, draft, prompt, config, ahead).ids == generate(model, prompt, config)[0]
+
+
 @pytest.mark.parametrize("change", [
     {}, {"temperature": 0.6, "top_k": 3}, {"top_p": 0.8, "frequency_penalty": 0.7, "repetition_penalty": 1.2},
 ])  # fmt: skip
