@@ -32,8 +32,11 @@ class Estimate(NamedTuple):
 
 
 def _ratio(x: np.ndarray, y: np.ndarray) -> Estimate:
-    "Sum of x over sum of y, with the error that comes from drawing whole documents (Cochran 1977, eq. 6.13)."
-    value, n = x.sum() / y.sum(), len(x)
+    """Sum of x over sum of y, with the error that comes from drawing whole documents (Cochran 1977, eq. 6.13).
+
+    A document with nothing in it (no token that was scored) is none.
+    """
+    value, n = x.sum() / y.sum(), np.count_nonzero((x != 0) | (y != 0))
     if n < 2: return Estimate(float(value), math.nan)
     return Estimate(float(value), float(math.sqrt(n / (n - 1) * ((x - value * y) ** 2).sum()) / y.sum()))
 

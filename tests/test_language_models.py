@@ -561,6 +561,14 @@ def test_tokenizers_without_bos_or_eos():
     assert evaluate(model, ["a b"], words, bos_id=2, eos_id=2).tokens == 3
 
 
+def test_a_document_with_nothing_to_score_is_none():
+    "It must neither make an error bar out of one document, nor narrow that of several."
+    model = NGram.fit([[0, 1, 2]], 3, NGramConfig(2))
+    assert math.isnan(evaluate(model, [[0, 1, 2], [0]]).standard_error)
+    rows = [[0, 1, 2], [0, 2], [0, 2, 1, 1]]
+    assert evaluate(model, [*rows, [0], [1]]).standard_error == evaluate(model, rows).standard_error > 0
+
+
 def test_the_standard_error_is_that_of_the_bootstrap():
     dice = np.random.default_rng(0)
     level = dice.normal(3, 1, 300)  # documents differ
