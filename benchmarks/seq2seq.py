@@ -186,7 +186,7 @@ def continuation(settings: Settings) -> dict:
         for text, document in zip(world.texts(split, n=n), world.documents(split, n)):
             rows = [WORD.findall(e) for e, _ in document.sentences]
             half = (len(rows) + 1) // 2
-            pairs.append((sum(rows[:half], []), sum(rows[half:], [])))
+            pairs.append(tuple(list(chain.from_iterable(part)) for part in (rows[:half], rows[half:])))
             if split == "test":
                 paid -= sum(world.sentence_log_probs(text)[half:])
                 tokens += len(pairs[-1][1]) + 1
