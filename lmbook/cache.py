@@ -358,7 +358,11 @@ class _Recurrent:
 
     @staticmethod
     def _map(change: Callable[..., Tensor], *states: Any) -> Any:
-        return tuple(tuple(map(change, *layer)) if isinstance(layer[0], tuple) else change(*layer) for layer in zip(*states))
+        def changed(*parts: Any) -> Any:
+            if isinstance(parts[0], tuple): return tuple(map(change, *parts))
+            return parts[0] if parts[0] is None else change(*parts)  # None: a decoder without a state
+
+        return tuple(map(changed, *states))
 
     def read(self, ids: Tensor) -> Tensor: # (B, T, V)
         self.before = [*self.before[-self.kept :], (self.past.shape[1], self.states)]
