@@ -32,7 +32,18 @@ from benchmarks.common import Benchmark, Settings, in_turns, ratio, run, spread
 from lmbook.batches import Examples
 from lmbook.core import evaluating, seed_everything
 from lmbook.generation import SamplingConfig, generate
-from lmbook.seq2seq import BOS_ID, EOS_ID, N_SPECIAL, ConvConfig, ConvEncoder, Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy, receptive_field
+from lmbook.seq2seq import (
+    BOS_ID,
+    EOS_ID,
+    N_SPECIAL,
+    ConvConfig,
+    ConvEncoder,
+    Seq2Seq,
+    Seq2SeqConfig,
+    copy_task,
+    greedy_accuracy,
+    receptive_field,
+)
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 from lmbook.training import TrainConfig, Trainer, mean_loss
 

@@ -441,7 +441,7 @@ _NO_SOURCE = "This model has no encoder to read source=: leave it out."
 
 
 def reader_of(
-    model: Any,  # a Transformer; a RecurrentLM; a Seq2Seq; a table with `next_log_probs`; or any function from ids (B, T) to logits (B, T, V)
+    model: Any,  # a Transformer; RecurrentLM; Seq2Seq; a table with `next_log_probs`; or any function from ids (B, T) to logits (B, T, V)
     source: Rows | None = None,  # ids that an encoder-decoder reads, for each row
     room: int = 128,  # tokens that will probably be read after the first ones
 ) -> Reader:

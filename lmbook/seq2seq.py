@@ -136,12 +136,12 @@ class ConvEncoder(nn.Module):
     def forward(
         self,
         x: Tensor,  # (B, T, D)
-        mask: Tensor | None = None,  # (B, T): above 0 (or True) at a token, 0 at padding; or (B,): tokens of each text; None: no padding
+        segments: Tensor | None = None,  # (B, T): above 0 (or True) at a token, 0 at padding; or (B,): lengths; None: no padding
     ) -> Tensor: # (B, T, D): zeros at padding
-        "Read a batch of texts. Seq2SeqError for another width, for an empty text, and for a mask that does not fit."
+        "Read a batch of texts. Seq2SeqError for another width, for an empty text, and for segments that do not fit."
         if x.ndim != 3 or x.shape[-1] != self.config.d_model:
             raise Seq2SeqError(f"The input must have the shape (B, T, {self.config.d_model}), not {tuple(x.shape)}.")
-        keep = None if mask is None else token_mask(mask, x)[..., None].to(x.dtype)
+        keep = None if segments is None else token_mask(segments, x)[..., None].to(x.dtype)
         for block in self.blocks: x = block(x, keep)
         return self.norm(x) if keep is None else self.norm(x) * keep
 

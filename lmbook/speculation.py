@@ -80,7 +80,7 @@ def speculative(
         readers = [reader_of(m, None, config.max_new_tokens + ahead) for m in (model, draft)]
         limit = min((r.limit for r in readers if r.limit is not None), default=None)
         check_lengths(rows, limit)
-        dice = generator_of(config, readers[0].device)
+        generator = generator_of(config, readers[0].device)
         begin, begun = 0, False  # the text that is read begins here; whether anything was read yet
         full = list(text)  # prompt and new ids
 
@@ -101,8 +101,8 @@ def speculative(
             if n:
                 logits = go_on(1, full[read[1] :])[-1:] if read[1] < len(full) else q_last
                 for i in range(n):
-                    q.append(_distributions(logits.to(dice.device), text, [*out, *guesses], config)[0])
-                    guesses.append(int(torch.multinomial(q[-1], 1, generator=dice)))
+                    q.append(_distributions(logits.to(generator.device), text, [*out, *guesses], config)[0])
+                    guesses.append(int(torch.multinomial(q[-1], 1, generator=generator)))
                     if i < n - 1: logits = go_on(1, guesses[-1:])[-1:]
             # the model checks
             fresh = [*full[read[0] :], *guesses]
@@ -114,11 +114,11 @@ def speculative(
             if n:
                 picked = torch.tensor(guesses, device=p.device)[:, None]
                 share = (p[:n].gather(1, picked) / torch.stack(q).gather(1, picked))[:, 0]
-                wrong = torch.rand(n, generator=dice, device=p.device) >= share
+                wrong = torch.rand(n, generator=generator, device=p.device) >= share
                 right = int(wrong.int().argmax()) if bool(wrong.any()) else n
             rest = p[right] if right == n else (p[right] - q[right]).clamp(min=0)
             if not bool(rest.any()): rest = p[right]  # p and q are the same but for rounding
-            new = [*guesses[:right], int(torch.multinomial(rest, 1, generator=dice))]
+            new = [*guesses[:right], int(torch.multinomial(rest, 1, generator=generator))]
             accepted += right
             # both forget what was refused
             for which, reader in enumerate(readers):

@@ -194,7 +194,7 @@ REASONS: dict[str, dict[str, str]] = {  # of each consumer: the families that ta
         for name in ("plain", "recurrent", "decoder", "encoder", "encoder-decoder", "seq2seq", "tagger")
     },
     # methods of one family
-    "greedy_accuracy": {f: "it is for a Seq2Seq" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "tagger")},
+    "greedy_accuracy": {f: "for a Seq2Seq" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "tagger")},
     "predict": {f: "a method of Tagger" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "seq2seq")},
 }  # fmt: skip
 RUNS = (
@@ -247,7 +247,7 @@ def read(spec: Spec, model: Any, rows: list[list[int]], given: list[list[int]] |
     if spec.pairs:
         told["source"], told["source_segments"] = rectangle(given or sources(spec, len(rows)), side)
     if spec.family in TRANSFORMERS: told["segments"] = there
-    if spec.family == "tagger": told["lengths"] = there
+    if spec.family == "tagger": told["segments"] = there
     if spec.family == "table": out = [torch.stack([model.next_log_probs(r[: t + 1]) for t in range(len(r))]) for r in x.tolist()]
     else: out = model(x, **told)
     return [scores[mask > 0] for scores, mask in zip(out, there)]
