@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +31,25 @@ from torch import nn
 from benchmarks.common import Benchmark, Settings, in_turns, ratio, run, spread
 from lmbook.batches import Examples
 from lmbook.core import evaluating, seed_everything
-from lmbook.seq2seq import SPECIAL, ConvConfig, ConvEncoder, Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy, receptive_field
+from lmbook.generation import SamplingConfig, generate
+from lmbook.seq2seq import (
+    BOS_ID,
+    EOS_ID,
+    N_SPECIAL,
+    ConvConfig,
+    ConvEncoder,
+    Seq2Seq,
+    Seq2SeqConfig,
+    copy_task,
+    greedy_accuracy,
+    receptive_field,
+)
 from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
 from lmbook.training import TrainConfig, Trainer, mean_loss
 
 LETTERS = 8
 UNITS = ("<pad>", "<bos>", "<eos>", "<unk>")
+GREEDY = SamplingConfig(max_new_tokens=45, temperature=0, eos_id=EOS_ID)
 BENCHMARK = Benchmark(packages=("torch", "numpy", "nltk"), seeds=3)
 
 
@@ -73,7 +87,7 @@ def speed(settings: Settings) -> dict:
 def copy(settings: Settings) -> dict:
     out: dict = {"lengths": list(range(1, 17)), "steps": settings.pick(1500, 2), "widths": {}}
     longer = settings.pick(6000, 3)
-    V = SPECIAL + LETTERS
+    V = N_SPECIAL + LETTERS
     tests = {length: copy_task(settings.pick(500, 4), length, LETTERS, seed=10_000 + length) for length in out["lengths"]}
 
     def measure(model: Seq2Seq) -> tuple[list[float], list[float]]:
@@ -105,7 +119,7 @@ def copy(settings: Settings) -> dict:
 
 @BENCHMARK.part()
 def reversal(settings: Settings) -> dict:
-    V, steps, out = SPECIAL + LETTERS, settings.pick(600, 2), {"lengths": [4, 8, 12]}
+    V, steps, out = N_SPECIAL + LETTERS, settings.pick(600, 2), {"lengths": [4, 8, 12]}
     out["steps"] = steps
     for name in (False, True):
         runs = []
@@ -186,7 +200,7 @@ def continuation(settings: Settings) -> dict:
         for text, document in zip(world.texts(split, n=n), world.documents(split, n)):
             rows = [WORD.findall(e) for e, _ in document.sentences]
             half = (len(rows) + 1) // 2
-            pairs.append((sum(rows[:half], []), sum(rows[half:], [])))
+            pairs.append(tuple(list(chain.from_iterable(part)) for part in (rows[:half], rows[half:])))
             if split == "test":
                 paid -= sum(world.sentence_log_probs(text)[half:])
                 tokens += len(pairs[-1][1]) + 1
@@ -279,8 +293,7 @@ def tatoeba(settings: Settings) -> dict:
         model = train(lambda: Seq2Seq(config), pairs.rows, seed, steps, 3e-3, 48)
 
         def write(ids: list, model=model) -> list[list[int]]:
-            [batch] = Examples(ids, batch_size=len(ids), join=False, shuffle=False).read()
-            return model.decode_greedy(batch.source, batch.source_segments, 45)
+            return generate(model, [[BOS_ID]] * len(ids), GREEDY, source=[list(given) for given, _ in ids])
 
         runs.append(pairs.judged(write, partial(nats, model)))
         print(f"  seed {seed}", runs[-1], flush=True)

@@ -48,13 +48,13 @@ BENCHMARK = Benchmark(
 class WordModel(nn.Module):
     "The model of the chapter: the next word from the few before it."
 
-    def __init__(self, vocab_size: int, context: int, d: int, hidden: int):
+    def __init__(self, vocab_size: int, context_length: int, d: int, hidden: int):
         super().__init__()
-        self.context, self.token = context, nn.Embedding(vocab_size, d)
-        self.hidden, self.out = nn.Linear(context * d, hidden), nn.Linear(hidden, vocab_size)
+        self.context_length, self.token = context_length, nn.Embedding(vocab_size, d)
+        self.hidden, self.out = nn.Linear(context_length * d, hidden), nn.Linear(hidden, vocab_size)
 
     def forward(self, ids: Tensor) -> Tensor:
-        seen = F.pad(ids, (self.context - 1, 0)).unfold(1, self.context, 1)
+        seen = F.pad(ids, (self.context_length - 1, 0)).unfold(1, self.context_length, 1)
         return self.out(torch.tanh(self.hidden(self.token(seen).flatten(2))))
 
 

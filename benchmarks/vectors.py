@@ -174,7 +174,7 @@ def topics(settings: Settings, lang: str) -> dict[str, object]:
     def accuracy(name: str, n: int, seed: int, lr: float, split: str) -> float:
         use, freeze = STARTS[name]
         random = torch.randn(vectors.matrix.shape, generator=torch.Generator().manual_seed(seed))
-        layer, _ = embedding_layer(vectors if use else WordVectors(vectors.words, random), index, freeze=freeze, padding_id=0, scale=1.)
+        layer, _ = embedding_layer(vectors if use else WordVectors(vectors.words, random), index, freeze=freeze, pad_id=0, scale=1.)
         ids, y = sets["train"]
         chosen = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))[:n]
         torch.manual_seed(seed)

@@ -25,17 +25,17 @@ _check = Check(RecurrentError)
 
 def bio_tags(
     text: str,
-    places: Sequence[tuple[int, int]],  # where each token begins and ends, as from `Tokenizer.offsets`; spaces at its edges do not count
+    offsets: Sequence[tuple[int, int]],  # where each token begins and ends, as from `Tokenizer.offsets`; spaces at its edges do not count
     spans: Iterable[tuple[int, int, str]],  # (start, end, type), without overlap
 ) -> list[str]: # of each token: "B-type" where a span begins, "I-type" inside it, "O" outside
     "Spans of a text as one tag for each token. Raises RecurrentError where a span ends within a token, holds none, or overlaps another."
-    pieces = [(a, text[a:b]) for a, b in places]
-    places = [(a + len(piece) - len(piece.lstrip()), a + len(piece.rstrip())) for a, piece in pieces]
-    tags = ["O"] * len(places)
+    pieces = [(a, text[a:b]) for a, b in offsets]
+    offsets = [(a + len(piece) - len(piece.lstrip()), a + len(piece.rstrip())) for a, piece in pieces]
+    tags = ["O"] * len(offsets)
     for start, end, kind in spans:
         span = f"The span {(start, end, kind)}"
-        inside = [i for i, (a, b) in enumerate(places) if a < min(b, end) and b > start]
-        if not inside or places[inside[0]][0] < start or places[inside[-1]][1] > end:
+        inside = [i for i, (a, b) in enumerate(offsets) if a < min(b, end) and b > start]
+        if not inside or offsets[inside[0]][0] < start or offsets[inside[-1]][1] > end:
             raise RecurrentError(f"{span} does not begin and end with a token. Cut the text into smaller tokens, or move the span.")
         if any(tags[i] != "O" for i in inside):
             raise RecurrentError(f"{span} overlaps another. One tag for each token cannot say that.")
@@ -101,11 +101,12 @@ class Tagger(nn.Module):
     def forward(
         self,
         ids: Tensor,  # (B, T)
-        lengths: Tensor | Sequence[int] | None = None,  # (B,) or a mask (B, T), see `Recurrent`
+        lengths: Tensor | Sequence[int] | None = None,  # (B,) tokens of each row
+        segments: Tensor | None = None,  # (B, T) the same as in `Batch.segments`; give one of the two
     ) -> Tensor: # (B, T, n_tags): scores
         "Score the tags of each word. At padding the scores mean nothing."
         _check.ids(ids, self.config.vocab_size)
-        output, _ = self.rnn(self.dropout(self.embed(ids)), lengths=lengths)
+        output, _ = self.rnn(self.dropout(self.embed(ids)), lengths=lengths, segments=segments)
         return self.out(self.dropout(output))
 
     def predict(
@@ -122,7 +123,7 @@ class Tagger(nn.Module):
                 some = order[first : first + batch_size]
                 lengths = [len(rows[i]) for i in some]
                 ids = nn.utils.rnn.pad_sequence([rows[i] for i in some], batch_first=True).to(self.out.weight.device)
-                for i, n, best in zip(some, lengths, self(ids, lengths).argmax(-1).tolist()): tags[i] = best[:n]
+                for i, n, best in zip(some, lengths, self(ids, lengths=lengths).argmax(-1).tolist()): tags[i] = best[:n]
         return tags
 
 
@@ -171,11 +172,11 @@ class TaggedSentences(Batches):
 
 
 def tag_loss(
-    model: nn.Module,  # maps ids (B, T) and lengths= to scores (B, T, n_tags)
+    model: nn.Module,  # maps ids (B, T) and segments= to scores (B, T, n_tags)
     batch: Batch,  # of TaggedSentences
 ) -> tuple[Tensor, int]: # the sum of the losses in nats, and over how many words
     "Cross-entropy of each word's tag: the `loss` of a `Trainer`, and of `mean_loss`."
-    scores = model(batch.ids, lengths=batch.segments)
+    scores = model(batch.ids, segments=batch.segments)
     return F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"), batch.tokens
 
 # %% ../nbs/33_bilstm.ipynb #0171c09c49

@@ -17,6 +17,7 @@ from .attention import Attention, LearnedPositions, attention
 from .core import Check, LmbookError, TokenModel, check_task, scores_of
 from .networks import LayerNorm, RMSNorm
 from .recurrent_lm import RecurrentLM
+from .seq2seq import Encoded, Seq2Seq
 from .transformer import Block, Embed, FeedForward, Memory, Stack, Transformer
 
 # %% ../nbs/40_cache.ipynb #5761f6b377
@@ -331,7 +332,7 @@ class _Recurrent:
 
     def start(self, rows: Rows) -> Tensor: # (B, V)
         groups = list(_by_length(rows))
-        found = [self.model.step(torch.tensor([rows[b] for b in group], device=self.device)) for group in groups]
+        found = [self._step(torch.tensor([rows[b] for b in group], device=self.device), None, group) for group in groups]
         order = torch.tensor([b for group in groups for b in group], device=self.device).argsort()
         self.states = self._map(lambda *parts: torch.cat(parts, 1)[:, order], *(states for _, states in found))
         self.past = torch.zeros(len(rows), 0, dtype=torch.long, device=self.device)  # (B, T) what was read since
@@ -339,14 +340,21 @@ class _Recurrent:
         self.begun = max(map(len, rows))
         return torch.cat([scores[:, -1] for scores, _ in found])[order]
 
+    def _step(self, ids: Tensor, states: Any, group: list[int] | None = None) -> tuple[Tensor, Any]: # group: rows; None: all
+        return self.model.step(ids, states)
+
     @staticmethod
     def _map(change: Callable[..., Tensor], *states: Any) -> Any:
-        return tuple(tuple(map(change, *layer)) if isinstance(layer[0], tuple) else change(*layer) for layer in zip(*states))
+        def changed(*parts: Any) -> Any:
+            if isinstance(parts[0], tuple): return tuple(map(change, *parts))
+            return parts[0] if parts[0] is None else change(*parts)  # None: a decoder without a state
+
+        return tuple(map(changed, *states))
 
     def read(self, ids: Tensor) -> Tensor: # (B, T, V)
         self.before = [*self.before[-self.kept :], (self.past.shape[1], self.states)]
         self.past = torch.cat([self.past, ids], 1)
-        scores, self.states = self.model.step(ids, self.states)
+        scores, self.states = self._step(ids, self.states)
         return scores
 
     def select(self, rows: Tensor) -> None:
@@ -360,6 +368,27 @@ class _Recurrent:
         (at, self.states), past = self.before.pop(), self.past
         self.past = past[:, :at]
         if at < length: self.read(past[:, at:length])
+
+
+class _FromSource(_Recurrent):
+    "A Seq2Seq: the source is read once, and the decoder goes on from its state."
+
+    def __init__(self, model: Seq2Seq, source: Rows | None):
+        if source is None: raise GenerationError("A Seq2Seq needs the text it writes from: give source=.")
+        self.seq2seq, self.device = model, device_of(model)
+        self.limit: int | None = None
+        lengths = torch.tensor([len(row) for row in source], device=self.device)
+        ids = [[*row, *[0] * (int(lengths.max()) - len(row))] for row in source]
+        self.memory = model.encode(torch.tensor(ids, device=self.device), lengths)
+
+    def _step(self, ids: Tensor, states: Any, group: list[int] | None = None) -> tuple[Tensor, Any]:
+        memory = self.memory if group is None else Encoded(*(x[group] for x in self.memory))
+        scores, state = self.seq2seq.decoder(ids, memory, None if states is None else states[0])
+        return scores, (state,)
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self.memory = Encoded(*(x.index_select(0, rows) for x in self.memory))
 
 
 class _Whole:
@@ -401,13 +430,14 @@ _NO_SOURCE = "This model has no encoder to read source=: leave it out."
 
 
 def reader_of(
-    model: Any,  # a Transformer; a RecurrentLM; a table with `next_log_probs`; or any function from ids (B, T) to logits (B, T, V)
+    model: Any,  # a Transformer; RecurrentLM; Seq2Seq; a table with `next_log_probs`; or any function from ids (B, T) to logits (B, T, V)
     source: Rows | None = None,  # ids that an encoder-decoder reads, for each row
     room: int = 128,  # tokens that will probably be read after the first ones
 ) -> Reader:
     "How a model is best read from: with a cache, with a state, or from the beginning each time. Made within inference mode."
     check_task(model, "next", "target", what="Writing", error=GenerationError)
     if isinstance(model, Transformer): return _Cached(model, source, room)
+    if isinstance(model, Seq2Seq): return _FromSource(model, source)
     if source is not None: raise GenerationError(_NO_SOURCE)
     if isinstance(model, RecurrentLM): return _Recurrent(model)
     if not callable(model) and not isinstance(model, NextLogProbs):

@@ -443,8 +443,8 @@ class _Word2Vec:
 
     def __init__(self, text: IndexedText, config: Word2VecConfig):
         self.text, self.config, V = text, config, len(text.words)
-        dice = torch.Generator().manual_seed(config.seed)
-        self.inputs = (torch.rand(V, config.dim, generator=dice) - .5) / config.dim
+        generator = torch.Generator().manual_seed(config.seed)
+        self.inputs = (torch.rand(V, config.dim, generator=generator) - .5) / config.dim
         self.outputs = torch.zeros(max(1, V - 1) if config.loss == "hierarchical" else V, config.dim)
         weight = text.counts.astype(np.float64) ** config.noise_power
         self.noise_bounds = torch.from_numpy(np.cumsum(weight / weight.sum()))
@@ -452,7 +452,7 @@ class _Word2Vec:
         share = text.counts / text.counts.sum()  # word2vec.c's rule; the paper's is 1 - sqrt(t / f) for leaving out
         self.keep = (np.sqrt(config.subsample / share) + config.subsample / share).astype(np.float32) if config.subsample else None
 
-    def step(self, chunk: Chunk, lr: float, dice: torch.Generator) -> None:
+    def step(self, chunk: Chunk, lr: float, generator: torch.Generator) -> None:
         config, d, (B, L, _) = self.config, self.config.dim, chunk.band.shape
         n = chunk.band.sum(2, keepdim=True)  # (B, L, 1)
         if config.method == "skipgram": read, want = chunk.centre, chunk.band
@@ -461,12 +461,12 @@ class _Word2Vec:
             want = F.pad(torch.eye(L, dtype=n.dtype), (config.window, config.window)) * (n > 0)
         hidden = self.inputs.index_select(0, read.reshape(-1)).view(B, -1, d)
         if config.method == "cbow": hidden = mean @ hidden
-        slope = getattr(self, "_" + config.loss)(hidden, want, chunk.around, lr, dice)
+        slope = getattr(self, "_" + config.loss)(hidden, want, chunk.around, lr, generator)
         _move(self.inputs, read, slope if config.method == "skipgram" else mean.mT @ slope, lr, config.clip)
 
-    def _negative(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, dice: torch.Generator) -> Tensor:
+    def _negative(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, generator: torch.Generator) -> Tensor:
         B, S, K = len(around), around.shape[1], self.config.shared
-        noise = torch.searchsorted(self.noise_bounds, torch.rand(B, K, generator=dice, dtype=torch.float64)).clamp_(
+        noise = torch.searchsorted(self.noise_bounds, torch.rand(B, K, generator=generator, dtype=torch.float64)).clamp_(
             max=len(self.outputs) - 1
         )
         ids = torch.cat([around, noise], 1)
@@ -475,7 +475,7 @@ class _Word2Vec:
         _move(self.outputs, ids, torch.cat(for_outputs, 1), lr, self.config.clip)
         return for_hidden
 
-    def _hierarchical(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, dice: torch.Generator) -> Tensor:
+    def _hierarchical(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, generator: torch.Generator) -> Tensor:
         B, D = len(around), self.nodes.shape[1]
         nodes, turns = self.nodes[around].view(B, -1), self.turns[around].view(B, 1, -1)  # (B, S D)
         rows = self.outputs.index_select(0, nodes.view(-1)).view(B, nodes.shape[1], -1)
@@ -483,7 +483,7 @@ class _Word2Vec:
         _move(self.outputs, nodes, torch.bmm(slope.mT, hidden), lr, self.config.clip)
         return torch.bmm(slope, rows)
 
-    def _softmax(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, dice: torch.Generator) -> Tensor:
+    def _softmax(self, hidden: Tensor, want: Tensor, around: Tensor, lr: float, generator: torch.Generator) -> Tensor:
         (B, L, S), V = want.shape, len(self.outputs)
         slope = torch.softmax(hidden @ self.outputs.T, -1) * want.sum(2, keepdim=True)  # (B, L, V)
         slope.scatter_add_(2, around[:, None].expand(B, L, S), -want)
@@ -497,7 +497,7 @@ class _Word2Vec:
         "Go through one worker's part of the text, all epochs."
         config, text = self.config, self.text
         torch.set_num_threads(1)
-        rng, dice = np.random.default_rng([config.seed, worker]), torch.Generator().manual_seed(config.seed * 1009 + worker)
+        rng, generator = np.random.default_rng([config.seed, worker]), torch.Generator().manual_seed(config.seed * 1009 + worker)
         start, end = (len(text.ids) * i // config.workers for i in (worker, worker + 1))
         w, L, piece = config.window, config.block, 1_000_000
         B = max(1, config.batch // L)
@@ -514,8 +514,8 @@ class _Word2Vec:
             for i in range(chunks):
                 if stop.is_set(): return
                 part = slice(i * B * L, (i + 1) * B * L + 2 * w)
-                reach = torch.randint(1, w + 1, (B, L), generator=dice) if config.dynamic_window else torch.full((B, L), w)
-                self.step(banded(padded[part], belongs[part], reach, w), progress(size * (i + 1) // chunks - size * i // chunks), dice)
+                reach = torch.randint(1, w + 1, (B, L), generator=generator) if config.dynamic_window else torch.full((B, L), w)
+                self.step(banded(padded[part], belongs[part], reach, w), progress(size * (i + 1) // chunks - size * i // chunks), generator)
 
 
 def train_word2vec(
@@ -731,14 +731,14 @@ def train_glove(
     pairs = cooccurrences(text, len(text.words), config.window, "harmonic")
     if not len(pairs.values):
         raise EmbeddingError("No two words stand in one document, so there is nothing to count. Give longer documents.")
-    V, d, dice = len(text.words), config.dim, torch.Generator().manual_seed(config.seed)
+    V, d, generator = len(text.words), config.dim, torch.Generator().manual_seed(config.seed)
     wanted, weight = (torch.from_numpy(x).float() for x in (np.log(pairs.values), glove_weight(pairs.values, config.x_max, config.power)))
     places = [torch.from_numpy(pairs.rows), torch.from_numpy(pairs.cols)]
-    sides = [(torch.rand(V, d + 1, generator=dice) - .5) / d for _ in range(2)]  # the last column is the bias
+    sides = [(torch.rand(V, d + 1, generator=generator) - .5) / d for _ in range(2)]  # the last column is the bias
     squares = [torch.ones(V, d + 1) for _ in range(2)]  # AdaGrad's, begun at 1 as in the authors' program
     steps = tqdm(total=config.epochs * len(wanted), unit="pair", unit_scale=True, desc="GloVe", leave=False)
     for _ in range(config.epochs):
-        for batch in torch.randperm(len(wanted), generator=dice).split(config.batch):
+        for batch in torch.randperm(len(wanted), generator=generator).split(config.batch):
             ids = [place[batch] for place in places]
             rows = [side.index_select(0, i) for side, i in zip(sides, ids)]
             dots = (rows[0][:, :d] * rows[1][:, :d]).sum(1)

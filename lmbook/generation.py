@@ -394,7 +394,7 @@ def _tokens(
 
 
 def generate(
-    model: Any,  # a Transformer; a RecurrentLM; an NGram; or any function from ids (B, T) to logits (B, T, V)
+    model: Any,  # a Transformer; a RecurrentLM; an NGram; a Seq2Seq; or any function from ids (B, T) to logits (B, T, V)
     prompt: Any,  # ids to go on from: a list, several lists of different lengths, or a tensor (T,) or (B, T)
     config: SamplingConfig = SamplingConfig(),
     *,

@@ -379,28 +379,6 @@ class NGram:
             out[keys[followers] - at * self.vocab_size] = self.log_probs[n - 1][followers]
         return torch.from_numpy(out)
 
-    def sample(
-        self,
-        context: Ids,  # what to continue
-        n: int,  # at most so many more ids
-        *,
-        temperature: float = 1.0,  # above 0; log-probabilities are divided by it: below 1 the likely becomes likelier
-        stop_id: int | None = None,  # end with this id, if it is drawn
-        generator: torch.Generator | None = None,  # on the CPU
-    ) -> list[int]: # the new ids
-        "Draw a continuation, one id at a time."
-        if temperature <= 0:
-            raise LanguageModelError(f"temperature={temperature} must be above 0; close to 0 the likeliest word is always drawn.")
-        past = _check.row(context, self.vocab_size, "the context").tolist()
-        new: list[int] = []
-        while len(new) < n and (not new or new[-1] != stop_id):
-            log_p = self.next_log_probs(past[max(0, len(past) - self.order + 1) :]).double() / temperature
-            share = (log_p - log_p.max()).exp().cumsum(0)
-            dart = torch.rand((), generator=generator, dtype=torch.float64) * share[-1]  # below share[-1], and all words have some share
-            new.append(int(torch.searchsorted(share, dart, right=True).clamp(max=len(share) - 1)))
-            past.append(new[-1])
-        return new
-
     def save(
         self,
         path: str | Path,

@@ -83,7 +83,7 @@ def gradient_check(
     1e-6). Below 1e-6 all is well; a wrong formula gives 0.1 or more. Raises NetworkError for parameters that are not float64 and for a
     loss that is random or not a single number. The parameters are left as they were.
     """
-    parameters, dice = list(parameters), torch.Generator().manual_seed(seed)
+    parameters, generator = list(parameters), torch.Generator().manual_seed(seed)
     if not parameters: raise NetworkError("There are no parameters to check. An iterator that was read before is empty: pass a list.")
     for p in parameters:
         if p.dtype != torch.float64:
@@ -97,7 +97,7 @@ def gradient_check(
     gradients, errors = torch.autograd.grad(first, parameters, materialize_grads=True), []
     with torch.no_grad():
         for p, gradient in zip(parameters, gradients):
-            entries, worst = torch.randperm(p.numel(), generator=dice)[:samples].tolist(), 0.
+            entries, worst = torch.randperm(p.numel(), generator=generator)[:samples].tolist(), 0.
             for entry in entries:
                 at = np.unravel_index(entry, p.shape)
                 value, ends = p[at].item(), []
@@ -429,19 +429,19 @@ class NeuralNGramConfig:
     "Bengio's neural language model."
 
     vocab_size: int  # ids run from 0 to vocab_size - 1
-    context: int = 3  # words that it looks at, at least 1; an n-gram model looks at n - 1
+    context_length: int = 3  # words that it looks at, at least 1; an n-gram model looks at n - 1
     d_embed: int = 32  # numbers that stand for a word
     d_hidden: int = 64  # hidden units
     direct: bool = False  # whether the words' numbers also reach the output without a bend (the matrix W of the paper)
     dropout: float = 0.  # of the hidden units, from 0 to below 1
 
     def __post_init__(self) -> None:
-        _check.counts(self, "vocab_size", "context", "d_embed", "d_hidden")
+        _check.counts(self, "vocab_size", "context_length", "d_embed", "d_hidden")
         _check.shares(self, "dropout")
 
 
 class NeuralNGram(nn.Module):
-    """The next word from the last `context` words: y = b + W x + U tanh(d + H x), x the words' vectors side by side
+    """The next word from the last `context_length` words: y = b + W x + U tanh(d + H x), x the words' vectors side by side
     (Bengio et al. 2003, eq. 1; W only with `direct`).
 
     Where a text has not had that many words yet, a vector of its own, learned like the others, stands for the nothing before it. Input and
@@ -456,9 +456,9 @@ class NeuralNGram(nn.Module):
         self.config = c = config
         self.vocab_size = c.vocab_size
         self.embed = nn.Embedding(c.vocab_size + 1, c.d_embed)  # the last row is the nothing
-        self.hidden, self.dropout = nn.Linear(c.context * c.d_embed, c.d_hidden), nn.Dropout(c.dropout)
+        self.hidden, self.dropout = nn.Linear(c.context_length * c.d_embed, c.d_hidden), nn.Dropout(c.dropout)
         self.out = nn.Linear(c.d_hidden, c.vocab_size)
-        self.direct = nn.Linear(c.context * c.d_embed, c.vocab_size, bias=False) if c.direct else None
+        self.direct = nn.Linear(c.context_length * c.d_embed, c.vocab_size, bias=False) if c.direct else None
         init_weights(self, "xavier")
 
     def forward(
@@ -466,7 +466,7 @@ class NeuralNGram(nn.Module):
         ids: Tensor,  # (B, T) whole numbers below vocab_size
     ) -> Tensor: # (B, T, V): at each place the scores of the word that follows
         "Score every word as the next one, at every place. What stands behind a place plays no part."
-        V, n = self.config.vocab_size, self.config.context
+        V, n = self.config.vocab_size, self.config.context_length
         _check.ids(ids, V)
         T = ids.shape[1]
         vectors = self.embed(F.pad(ids.long(), (n - 1, 0), value=V))

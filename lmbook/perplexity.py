@@ -329,19 +329,19 @@ def dependencies(
 
 def choice_nats(
     model: Scorer | nn.Module | Callable[[Tensor], Any],  # as for `evaluate`
-    places: Sequence[Dependency],
+    dependencies: Sequence[Dependency],  # N of them
     tokenizer: Any,  # as for `evaluate`
     batch_size: int = 64,
-) -> np.ndarray: # (places,) float64, nats: 0 is perfect, log(number of options) is a blind guess
+) -> np.ndarray: # (N,) float64, nats: 0 is perfect, log(number of options) is a blind guess
     "What a model pays for choosing the right option, if it has to choose one of them."
-    starts = [[tokenizer.bos_id, *tokenizer.encode(place.prefix)] for place in places]
-    rows = [[tokenizer.bos_id, *tokenizer.encode(place.prefix + option)] for place in places for option in place.options]
-    owner = np.repeat(np.arange(len(places)), [len(place.options) for place in places])
+    starts = [[tokenizer.bos_id, *tokenizer.encode(one.prefix)] for one in dependencies]
+    rows = [[tokenizer.bos_id, *tokenizer.encode(one.prefix + option)] for one in dependencies for option in one.options]
+    owner = np.repeat(np.arange(len(dependencies)), [len(one.options) for one in dependencies])
     for row, i in zip(rows, owner.tolist()):
         if row[: len(starts[i])] != starts[i]:
-            raise LanguageModelError(f"The tokenizer joins the option to what precedes it: {places[i].prefix[-30:]!r}")
+            raise LanguageModelError(f"The tokenizer joins the option to what precedes it: {dependencies[i].prefix[-30:]!r}")
     nats = evaluate(model, rows, batch_size=batch_size).token_nats
     score = np.array([-n[len(starts[i]) - 1 :].sum() for n, i in zip(nats, owner)])
-    first = np.searchsorted(owner, np.arange(len(places)))
+    first = np.searchsorted(owner, np.arange(len(dependencies)))
     best = np.maximum.reduceat(score, first)
     return best + np.log(np.add.reduceat(np.exp(score - best[owner]), first)) - score[first]

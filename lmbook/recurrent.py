@@ -207,15 +207,15 @@ class RecurrentConfig:
 
 
 def sentence_lengths(
-    there: Tensor,  # (B, T) a mask, or `Batch.segments`: not zero where there is a token
+    segments: Tensor,  # (B, T) as in `Batch.segments`, or a mask: not zero where there is a token
 ) -> Tensor: # (B,) int64
     "How many tokens each row has. Raises RecurrentError for rows with gaps, and for packed rows, which hold several documents."
-    if there.ndim != 2: raise RecurrentError(f"A mask has the shape (B, T), not {tuple(there.shape)}.")
-    if there.dtype != torch.bool and there.numel() and int(there.max()) > 1:
+    if segments.ndim != 2: raise RecurrentError(f"A mask has the shape (B, T), not {tuple(segments.shape)}.")
+    if segments.dtype != torch.bool and segments.numel() and int(segments.max()) > 1:
         raise RecurrentError(
             "These rows hold several documents each, and a state would run from one into the next. Batch them with pack=False."
         )
-    mask = there != 0
+    mask = segments != 0
     gap = bool((mask[:, 1:] & ~mask[:, :-1]).any())
     _check.that(not gap, "The mask has a token behind padding. Padding goes to the end of a row.")
     return mask.sum(1)
@@ -245,10 +245,11 @@ class Recurrent(nn.Module):
         self,
         x: Tensor,  # (B, T, D)
         state: State | None = None,  # where each row goes on; None: zeros
-        lengths: Tensor | Sequence[int] | None = None,  # (B,) tokens of each row, or a mask (B, T) as in `Batch.segments`; None: all T
+        lengths: Tensor | Sequence[int] | None = None,  # (B,) tokens of each row; None: all T
+        segments: Tensor | None = None,  # (B, T) the same as in `Batch.segments`: 0 at padding. Give one of the two
     ) -> tuple[Tensor, State]: # (B, T, H), or (B, T, 2H) forward beside backward; and the state after each row's own last token
-        """Read. With `lengths` the result is that of each sentence alone: the backward direction begins at the sentence's own end,
-        and what comes out at padding is zero.
+        """Read. With `lengths` or `segments` the result is that of each sentence alone: the backward direction begins at the sentence's
+        own end, and what comes out at padding is zero.
 
         Raises RecurrentError for empty sentences, for lengths beyond T, and for a state of another batch, network or kind of cell.
         """
@@ -256,10 +257,15 @@ class Recurrent(nn.Module):
         _floats(x, "B, T, D", c.d_in)
         if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             with torch.autocast("cpu", enabled=False):  # on such a processor PyTorch cannot train an LSTM in bfloat16
-                return self.forward(x.float(), None if state is None else _each(Tensor.float, state), lengths)
+                return self.forward(x.float(), None if state is None else _each(Tensor.float, state), lengths, segments)
         B, T, _ = x.shape
         if not B or not T: raise RecurrentError(f"The input has the shape {tuple(x.shape)}: there is nothing to read.")
         if state is not None: _parts(state, c.cell == "lstm", (c.n_layer * (self.d_out // c.d_hidden), B, c.d_hidden), x)
+        if segments is not None:
+            _check.that(lengths is None, "Give lengths= or segments=, not both.")
+            shape = tuple(segments.shape)
+            _check.that(shape == (B, T), f"The segments have the shape {shape}, the input is {(B, T)}.")
+            lengths = sentence_lengths(segments)
         if lengths is not None: lengths = self._lengths(lengths, B, T)
         if lengths is None or int(lengths.min()) == T: return self.rnn(x, state)
         packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
@@ -270,10 +276,7 @@ class Recurrent(nn.Module):
     def _lengths(lengths: Tensor | Sequence[int], B: int, T: int) -> Tensor: # on the CPU, where packing wants them
         lengths = torch.as_tensor(lengths)
         shape = tuple(lengths.shape)
-        if lengths.ndim == 2:
-            _check.that(shape == (B, T), f"The mask has the shape {shape}, the input is {(B, T)}.")
-            lengths = sentence_lengths(lengths)
-        _check.that(lengths.shape == (B,), f"There are {B} sentences, and lengths of the shape {shape}: give one for each.")
+        _check.that(shape == (B,), f"There are {B} sentences, and lengths of the shape {shape}: give one for each.")
         if lengths.is_floating_point() or lengths.dtype == torch.bool:
             raise RecurrentError(f"Lengths are whole numbers, not {lengths.dtype}.")
         lengths = lengths.cpu()

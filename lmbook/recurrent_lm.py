@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .core import Check, LmbookError, Task, evaluating
+from .core import Check, LmbookError, Task
 from .recurrent import CellName, Recurrent, RecurrentConfig, State, detach_state
 from .batches import Batch, IGNORE
 
@@ -204,28 +204,6 @@ class RecurrentLM(nn.Module):
         with torch.no_grad(): self.embed.weight.copy_(vectors)
         self.embed.weight.requires_grad_(not freeze)
         return self
-
-    def sample(
-        self,
-        context: Any,  # ids to continue, at least one
-        n: int,  # at most so many more
-        *,
-        temperature: float = 1.0,  # above 0; scores are divided by it: below 1 the likely becomes likelier
-        stop_id: int | None = None,  # end with this id, if it is drawn
-        generator: torch.Generator | None = None,  # on the CPU
-    ) -> list[int]: # the new ids
-        "Draw a continuation. Each word is read once: the state is all that is kept of the text."
-        _check.that(temperature > 0, f"temperature={temperature} must be above 0; close to 0 the likeliest word is always drawn.")
-        _check.that(len(context) > 0, "There is nothing to continue: begin with the tokenizer's <bos>.")
-        device = self.embed.weight.device
-        new: list[int] = []
-        with evaluating(self):
-            scores, states = self.step(torch.as_tensor(context, device=device)[None])
-            while len(new) < n and (not new or new[-1] != stop_id):
-                p = (scores[0, -1].double().cpu() / temperature).softmax(0)
-                new.append(int(torch.multinomial(p, 1, generator=generator)))
-                if len(new) < n: scores, states = self.step(torch.tensor([new[-1:]], device=device), states)
-        return new
 
 # %% ../nbs/34_recurrent_lm.ipynb #92aba66349
 class CarriedState:

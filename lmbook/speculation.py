@@ -125,7 +125,7 @@ def speculative(
         checks, guesser = (_Reading(reader_of(m, None, config.max_new_tokens + ahead)) for m in (model, draft))
         check_lengths(rows, checks.reader.limit)
         device = checks.reader.device
-        dice = generator_of(config, device)
+        generator = generator_of(config, device)
         full = list(text)  # prompt and new ids
         for reading in (checks, guesser): reading.start(full)
 
@@ -145,7 +145,7 @@ def speculative(
             for _ in range(n):
                 logits = guesser.scores([*full, *guesses], [])
                 q.append(distributions(logits.to(device), [*out, *guesses])[0])
-                guesses.append(int(torch.multinomial(q[-1], 1, generator=dice)))
+                guesses.append(int(torch.multinomial(q[-1], 1, generator=generator)))
             # the model checks
             p = distributions(checks.scores(full, guesses), [*out, *guesses])  # (n + 1, V)
             rounds, guessed = rounds + 1, guessed + n
@@ -153,11 +153,11 @@ def speculative(
             if n:
                 picked = torch.tensor(guesses, device=p.device)[:, None]
                 share = (p[:n].gather(1, picked) / torch.stack(q).gather(1, picked))[:, 0]
-                wrong = torch.rand(n, generator=dice, device=p.device) >= share
+                wrong = torch.rand(n, generator=generator, device=p.device) >= share
                 right = int(wrong.int().argmax()) if bool(wrong.any()) else n
             rest = p[right] if right == n else (p[right] - q[right]).clamp(min=0)
             if not bool(rest.any()): rest = p[right]  # p and q are the same but for rounding
-            new = [*guesses[:right], int(torch.multinomial(rest, 1, generator=dice))]
+            new = [*guesses[:right], int(torch.multinomial(rest, 1, generator=generator))]
             accepted += right
             for reading in (checks, guesser): reading.forget(len(full) + right)  # what was refused
             for id in new:

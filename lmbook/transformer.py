@@ -508,7 +508,7 @@ def count_parameters(config: TransformerConfig) -> int:
 def flops(
     config: TransformerConfig,
     tokens: int,  # read in one row
-    context: int | None = None,  # places that each of them looks at; None: as many as tokens. With a cache it is more
+    context_length: int | None = None,  # places that each of them looks at; None: as many as tokens. With a cache it is more
     source: int = 0,  # tokens of the source that an encoder-decoder reads for this row
 ) -> int:
     """Floating-point operations of the forward pass over one row, a multiplication and an addition counted as two.
@@ -518,7 +518,7 @@ def flops(
     """
     if config.kind == "encoder-decoder" and source < 1:
         raise TransformerError("An encoder-decoder reads a source: say of how many tokens, with source=.")
-    c, S = config, tokens if context is None else context
+    c, S = config, tokens if context_length is None else context_length
     D, q, kv = c.d_model, c.n_head * c.attention.size, c.attention.n_kv * c.attention.size
 
     def attention(T: int, S: int, read: int) -> int: # read: places whose keys and values are made

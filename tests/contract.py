@@ -166,13 +166,13 @@ PARTS = {  # modules that take ids, but are no models by themselves
     "Embed": "the vectors of a Transformer", "Decoder": "half of a Seq2Seq", "AttentionDecoder": "half of a Seq2Seq",
 }  # fmt: skip
 
-_NO_NEXT, _OWN, _TAGS = "it has no next token", "it writes by `decode_greedy`, from a source", "it scores tags, not tokens"
+_NO_NEXT, _ONE_ROW, _TAGS = "it has no next token", "`speculative` takes no source", "it scores tags, not tokens"
 _NO_SOURCE = "`evaluate` hands over rows, and a pair has two"
 _LEFT, _BLANKS, _COUNTED = "it reads from left to right, and no place from behind", "it has no blanks to fill", "it is counted, not trained"
 REASONS: dict[str, dict[str, str]] = {  # of each consumer: the families that take no part in it, and why. (True of all others.)
     "evaluate": {"encoder": _NO_NEXT, "encoder-decoder": _NO_SOURCE, "seq2seq": _NO_SOURCE, "tagger": _TAGS},
-    **{name: {"encoder": _NO_NEXT, "seq2seq": _OWN, "tagger": _TAGS} for name in ("generate", "stream", "beam_search")},
-    "speculative": {"encoder": _NO_NEXT, "encoder-decoder": "`speculative` takes no source", "seq2seq": _OWN, "tagger": _TAGS},
+    **{name: {"encoder": _NO_NEXT, "tagger": _TAGS} for name in ("generate", "stream", "beam_search")},
+    "speculative": {"encoder": _NO_NEXT, "encoder-decoder": _ONE_ROW, "seq2seq": _ONE_ROW, "tagger": _TAGS},
     "unmask": {
         "table": _LEFT, "plain": _LEFT, "recurrent": _LEFT, "decoder": _LEFT, "encoder-decoder": _BLANKS, "seq2seq": _BLANKS,
         "tagger": _TAGS,
@@ -194,14 +194,12 @@ REASONS: dict[str, dict[str, str]] = {  # of each consumer: the families that ta
         for name in ("plain", "recurrent", "decoder", "encoder", "encoder-decoder", "seq2seq", "tagger")
     },
     # methods of one family
-    "decode_greedy": {f: "a method of Seq2Seq" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "tagger")},
+    "greedy_accuracy": {f: "for a Seq2Seq" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "tagger")},
     "predict": {f: "a method of Tagger" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "seq2seq")},
-    "sample": {f: "it is written with `generate`" for f in ("plain", "decoder", "encoder", "encoder-decoder", "seq2seq", "tagger")},
 }  # fmt: skip
-REASONS["greedy_accuracy"] = REASONS["decode_greedy"]
 RUNS = (
     "evaluate", "generate", "stream", "beam_search", "speculative", "unmask", "mean_loss", "fit",
-    "decode_greedy", "greedy_accuracy", "predict", "sample",
+    "greedy_accuracy", "predict",
 )  # fmt: skip
 FILES = ("weights", "checkpoint", "pretrained", "own file")
 
@@ -249,7 +247,7 @@ def read(spec: Spec, model: Any, rows: list[list[int]], given: list[list[int]] |
     if spec.pairs:
         told["source"], told["source_segments"] = rectangle(given or sources(spec, len(rows)), side)
     if spec.family in TRANSFORMERS: told["segments"] = there
-    if spec.family == "tagger": told["lengths"] = there
+    if spec.family == "tagger": told["segments"] = there
     if spec.family == "table": out = [torch.stack([model.next_log_probs(r[: t + 1]) for t in range(len(r))]) for r in x.tolist()]
     else: out = model(x, **told)
     return [scores[mask > 0] for scores, mask in zip(out, there)]
@@ -301,10 +299,8 @@ def consume(
     if consumer == "unmask": return unmask(model, covered(rows), MASK, config=config)
     if consumer == "mean_loss": return mean_loss(model, batches(spec, rows, 2, given), loss_of(spec))
     if consumer == "fit": return fit(spec, model, 2)
-    if consumer == "decode_greedy": return model.decode_greedy(*rectangle(given or []), 6)
     if consumer == "greedy_accuracy": return greedy_accuracy(model, zip(given or [], rows)).tokens.tolist()
     if consumer == "predict": return model.predict(rows, batch_size=2)
-    if consumer == "sample": return model.sample(rows[0], 5, generator=torch.Generator().manual_seed(0))
     return save_and_load(consumer, spec, model, folder)
 
 

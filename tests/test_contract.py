@@ -7,6 +7,7 @@ import inspect
 import pkgutil
 import random
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_no_bug_is_listed_without_a_cell():
 
 # --- alone and in a batch, padded and not ---
 SHAPES = {"equal": EQUAL, "padded": UNEQUAL}
-ROW_WISE = ("evaluate", "generate", "unmask", "decode_greedy", "predict")
+ROW_WISE = ("evaluate", "generate", "unmask", "predict")
 
 
 def _given(spec: Spec, rows: list, shape: str) -> list | None: return sources(spec, len(rows), shape == "equal") if spec.pairs else None
@@ -150,8 +151,7 @@ def _rows(consumer: str, spec: Spec, model: Any, rows: list, given: list | None)
     if consumer == "evaluate": return [nats.tolist() for nats in evaluate(model, rows).token_nats]
     if consumer == "generate": return generate(model, rows, LONG if spec.family == "decoder" else GREEDY, source=given)
     if consumer == "unmask": return unmask(model, covered(rows), MASK, forbid=[0])
-    if consumer == "predict": return model.predict(rows)
-    return model.decode_greedy(*rectangle(given or []), 8)
+    return model.predict(rows)
 
 
 @every((s, shape, c) for s in MODELS for shape in SHAPES for c in ROW_WISE if takes(s, c))
@@ -311,11 +311,12 @@ def test_a_decoder_goes_on_from_its_state(spec, dtype):
             scores, state = model.decoder(part, memory, state)
             parts.append(scores)
         close(torch.cat(parts, 1), whole, kind)
-        said = model.decode_greedy(source, there, 6)
+        config = replace(GREEDY, max_new_tokens=6, eos_id=EOS)
+        said = generate(model, [[BOS]] * 3, config, source=sources(spec, 3))
         for row, text in zip(said, sources(spec, 3)):
             alone = [BOS]
             while len(alone) < 7 and alone[-1] != EOS: alone.append(int(model(torch.tensor([alone]), torch.tensor([text]))[0, -1].argmax()))
-            assert row == [id for id in alone[1:] if id != EOS]
+            assert row == alone[1:]
 
 
 # --- what a consumer leaves behind ---
@@ -335,7 +336,7 @@ def test_each_module_is_in_its_mode_again(spec, consumer, how, folder):
     assert ([m.training for m in model.modules()], [m.training for m in draft.modules()]) == before
 
 
-@every((s, c) for s in MODULES for c in RUNS if takes(s, c) and c not in ("fit", "sample"))
+@every((s, c) for s in MODULES for c in RUNS if takes(s, c) and c != "fit")
 def test_dropout_is_off_while_a_consumer_works(spec, consumer, folder):
     model, quiet = spec.make(dropout=.5), spec.make(dropout=.5)
     model.train()
@@ -548,7 +549,6 @@ def _ask(spec: Spec, model: Any, entry: str, x: Tensor) -> Any:
     if entry == "token_log_probs": return model.token_log_probs(x)
     if entry == "forward": return model(x, source=good) if spec.pairs else model(x)
     if entry == "source": return model(torch.tensor(EQUAL), source=x)
-    if entry == "decode_greedy": return model.decode_greedy(x)
     targets = torch.full_like(torch.tensor(EQUAL), 3)[: len(x)] if x.ndim == 2 else torch.tensor(EQUAL)
     if targets.shape[-1] != x.shape[-1]: targets = torch.full(x.shape, 3)
     return mean_loss(model, [Batch(x, targets, source=good if spec.pairs else None, segments=None)], loss_of(spec))
@@ -558,18 +558,14 @@ def _entries(spec: Spec) -> list[str]:
     out = ["forward", "mean_loss"] if spec.module else []
     if hasattr(spec.shared(), "token_log_probs"): out.append("token_log_probs")
     if spec.pairs: out.append("source")
-    if spec.family == "seq2seq": out.append("decode_greedy")
     return out
-
-
-def _given_sources(spec: Spec, entry: str) -> bool: return entry in ("source", "decode_greedy")
 
 
 @every((s, e, fault) for s in MODELS for e in _entries(s) for fault in WRONG_TENSORS)
 def test_wrong_ids_give_the_same_error(spec, entry, fault):
     change, text = WRONG_TENSORS[fault]
-    x = torch.tensor(sources(spec, 3, True))[:, :5] if _given_sources(spec, entry) else torch.tensor(EQUAL)
-    if _given_sources(spec, entry): text = text.replace(f"to {V - 1}", f"to {spec.source_vocab - 1}")
+    x = torch.tensor(sources(spec, 3, True))[:, :5] if entry == "source" else torch.tensor(EQUAL)
+    if entry == "source": text = text.replace(f"to {V - 1}", f"to {spec.source_vocab - 1}")
     with pytest.raises(LmbookError, match=text): _ask(spec, spec.shared(), entry, change(x))
 
 
@@ -578,7 +574,7 @@ def test_wrong_ids_give_the_same_error(spec, entry, fault):
 )
 def test_whole_numbers_of_another_size_are_the_same_ids_or_an_error(spec, entry, dtype):
     model = spec.make()
-    x = torch.tensor(sources(spec, 3, True))[:, :5] if _given_sources(spec, entry) else torch.tensor(EQUAL)
+    x = torch.tensor(sources(spec, 3, True))[:, :5] if entry == "source" else torch.tensor(EQUAL)
     with torch.no_grad():
         wanted = _ask(spec, model, entry, x)
         try: found = _ask(spec, model, entry, x.to(getattr(torch, dtype)))
@@ -596,7 +592,6 @@ def _write(spec: Spec, model: Any, entry: str, row: Any) -> Any:
     if entry == "speculative": return speculative(model, model, row, GREEDY)
     if entry == "unmask": return unmask(model, row, MASK)
     if entry == "predict": return model.predict([row])
-    if entry == "sample": return model.sample(row, 2)
     return mean_loss(model, batches(spec, [row], 1), loss_of(spec))
 
 
@@ -619,15 +614,15 @@ def _said(entry: str, fault: str) -> str: # a regular expression
 
 
 def _row_entries(spec: Spec) -> list[str]:
-    names = ("evaluate", "generate", "beam_search", "speculative", "unmask", "predict", "sample", "mean_loss")
+    names = ("evaluate", "generate", "beam_search", "speculative", "unmask", "predict", "mean_loss")
     return [name for name in names if takes(spec, name)]
 
 
 def _makes_sense(spec: Spec, entry: str, fault: str) -> bool:
-    "No tags for an empty sentence, and what an n-gram model says without a context, are right answers; and the tags are the test's own."
-    if fault == "empty": return entry != "predict" and (entry, spec.family) != ("sample", "table")
+    "No tags for an empty sentence are a right answer; and the tags are the test's own."
+    if fault == "empty": return entry != "predict"
     if spec.family == "tagger" and entry == "mean_loss": return fault not in ("ragged", "two axes", "no axis")
-    return fault != "ragged" or entry not in ("predict", "sample")
+    return fault != "ragged" or entry != "predict"
 
 
 @every((s, e, fault) for s in MODELS for e in _row_entries(s) for fault in WRONG_ROWS if _makes_sense(s, e, fault))

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lmbook import language_models, perplexity
+from lmbook.generation import SamplingConfig, generate
 from lmbook.language_models import (
     SMOOTHING,
     LanguageModelError,
@@ -405,23 +406,21 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
 
 
 def test_samples_have_the_probabilities_of_the_model():
-    model, dice = NGram.fit(corpus(8), 12, NGramConfig(2)), torch.Generator().manual_seed(0)
-    drawn = np.bincount([model.sample([5], 1, generator=dice)[0] for _ in range(4000)], minlength=12)
-    p = model.next_log_probs([5]).exp().numpy()
-    assert (abs(drawn - 4000 * p) < 5 * np.sqrt(4000 * p * (1 - p)) + 1).all()
-    sharper = model.next_log_probs([5]).double() / .5
-    p = sharper.softmax(0).numpy()
-    drawn = np.bincount([model.sample([5], 1, temperature=.5, generator=dice)[0] for _ in range(4000)], minlength=12)
-    assert (abs(drawn - 4000 * p) < 5 * np.sqrt(4000 * p * (1 - p)) + 1).all()
+    model = NGram.fit(corpus(8), 12, NGramConfig(2))
+    for temperature in (1, .5):
+        config = SamplingConfig(max_new_tokens=1, temperature=temperature, seed=0)
+        drawn = np.bincount([new for [new] in generate(model, [[5]] * 4000, config)], minlength=12)
+        p = (model.next_log_probs([5]).double() / temperature).softmax(0).numpy()
+        assert (abs(drawn - 4000 * p) < 5 * np.sqrt(4000 * p * (1 - p)) + 1).all()
 
 
 def test_sampling_ends_and_repeats():
     model = NGram.fit(corpus(8), 12, NGramConfig(3))
-    one, two = (model.sample([BOS], 200, stop_id=EOS, generator=torch.Generator().manual_seed(s)) for s in (1, 1))
+    one, two = (generate(model, [BOS], SamplingConfig(max_new_tokens=200, eos_id=EOS, seed=1))[0] for _ in range(2))
     assert one == two and EOS not in one[:-1] and (one[-1] == EOS or len(one) == 200)
-    assert model.sample([BOS], 0) == [] and len(model.sample([], 50)) == 50
-    assert model.sample([BOS], 1, temperature=1e-6) == [int(model.next_log_probs([BOS]).argmax())]
-    for temperature in (0, -1): assert "above 0" in message(model.sample, [BOS], 3, temperature=temperature)
+    [greedy], text = generate(model, [BOS], SamplingConfig(max_new_tokens=20, temperature=0)), [BOS]
+    for _ in range(20): text.append(int(model.next_log_probs(text).argmax()))
+    assert greedy == text[1:]
 
 
 # ---------------------------------------------------------------- vocabulary

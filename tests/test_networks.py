@@ -404,7 +404,7 @@ def naive_scores(model: NeuralNGram, text: list[int]) -> torch.Tensor:
     "Equation 1 of the paper, one place after the other."
     c, rows = model.config, []
     for t in range(len(text)):
-        window = [text[i] if i >= 0 else c.vocab_size for i in range(t - c.context + 1, t + 1)]
+        window = [text[i] if i >= 0 else c.vocab_size for i in range(t - c.context_length + 1, t + 1)]
         x = torch.cat([model.embed.weight[w] for w in window])
         y = model.out.bias + model.out.weight @ torch.tanh(model.hidden.bias + model.hidden.weight @ x)
         rows.append(y if model.direct is None else y + model.direct.weight @ x)
@@ -461,7 +461,8 @@ def test_neural_ngram_says_what_is_wrong(ids, says):
 
 
 @pytest.mark.parametrize("options, says", [
-    ({"vocab_size": 0}, "vocab_size=0 must be"), ({"context": 0}, "context=0 must be"), ({"dropout": -.1}, "dropout=-0.1 must be"),
+    ({"vocab_size": 0}, "vocab_size=0 must be"), ({"context_length": 0}, "context_length=0 must be"),
+    ({"dropout": -.1}, "dropout=-0.1 must be"),
 ])  # fmt: skip
 def test_neural_ngram_config_says_what_is_wrong(options, says):
     with pytest.raises(NetworkError, match=says): NeuralNGramConfig(**({"vocab_size": 5} | options))

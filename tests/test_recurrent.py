@@ -103,7 +103,7 @@ def test_in_a_padded_batch_each_sentence_is_as_if_alone(kind, lengths, spare, as
     start = [torch.randn(n_layer * (2 if both else 1), len(lengths), 4, dtype=torch.float64) for _ in range(2 if cell == "lstm" else 1)]
     start = None if not carried else tuple(start) if cell == "lstm" else start[0]
     mask = (torch.arange(T) < torch.tensor(lengths)[:, None]).long()
-    output, state = model(x, start, mask if as_mask else lengths)
+    output, state = model(x, start, **({"segments": mask} if as_mask else {"lengths": lengths}))
     for b, n in enumerate(lengths):
         row = torch.tensor([b])
         alone, last = model(x[b : b + 1, :n], None if start is None else select_state(start, row))
@@ -212,14 +212,16 @@ INPUTS = [
     ("lstm", (torch.zeros(2, 0, 5),), {}, "nothing to read"),
     ("lstm", (torch.zeros(0, 3, 5),), {}, "nothing to read"),
     ("lstm", (X,), {"lengths": [3, 0]}, r"Sentence 1 of the batch is empty \(length 0\). Leave it out"),
-    ("lstm", (X,), {"lengths": torch.tensor([[1, 1, 1], [0, 0, 0]])}, "Sentence 1 of the batch is empty"),
+    ("lstm", (X,), {"segments": torch.tensor([[1, 1, 1], [0, 0, 0]])}, "Sentence 1 of the batch is empty"),
     ("lstm", (X,), {"lengths": [4, 1]}, "Sentence 0 has the length 4, but the input has only T=3"),
     ("lstm", (X,), {"lengths": [1, -1]}, "is empty"),
     ("lstm", (X,), {"lengths": [3]}, "There are 2 sentences, and lengths of the shape"),
     ("lstm", (X,), {"lengths": torch.tensor([1.0, 2.0])}, "Lengths are whole numbers"),
-    ("lstm", (X,), {"lengths": torch.ones(2, 4)}, r"The mask has the shape \(2, 4\)"),
-    ("lstm", (X,), {"lengths": torch.tensor([[1, 0, 1], [1, 1, 1]])}, "a token behind padding"),
-    ("lstm", (X,), {"lengths": torch.tensor([[1, 1, 2], [1, 1, 1]])}, "several documents each"),
+    ("lstm", (X,), {"segments": torch.ones(2, 4)}, r"The segments have the shape \(2, 4\)"),
+    ("lstm", (X,), {"segments": torch.tensor([[1, 0, 1], [1, 1, 1]])}, "a token behind padding"),
+    ("lstm", (X,), {"segments": torch.tensor([[1, 1, 2], [1, 1, 1]])}, "several documents each"),
+    ("lstm", (X,), {"lengths": torch.ones(2, 3, dtype=torch.long)}, "lengths of the shape"),
+    ("lstm", (X,), {"lengths": [3, 2], "segments": torch.ones(2, 3)}, "not both"),
     ("lstm", (X, H), {}, r"a pair \(h, c\), but a Tensor was given. Was it made by another kind of cell"),
     ("gru", (X, (H, H)), {}, "one tensor h, but a pair was given"),
     ("lstm", (X, (H[:, :1], H[:, :1])), {}, r"state has the shape \(1, 1, 4\), this batch and network need \(1, 2, 4\)"),
@@ -254,9 +256,9 @@ def test_bad_input_elsewhere():
 def test_packed_rows_of_examples_are_refused_and_padded_ones_read():
     model = Recurrent(RecurrentConfig(5, 4))
     packed = next(iter(Examples([[1, 2, 3], [4, 5]], batch_size=1, length=8, pack=True)))
-    with pytest.raises(RecurrentError, match="pack=False"): model(torch.zeros(*packed.ids.shape, 5), lengths=packed.segments)
+    with pytest.raises(RecurrentError, match="pack=False"): model(torch.zeros(*packed.ids.shape, 5), segments=packed.segments)
     padded = next(iter(Examples([[1, 2, 3], [4, 5]], batch_size=2)))
-    assert model(torch.zeros(*padded.ids.shape, 5), lengths=padded.segments)[0].shape == (2, 2, 4)
+    assert model(torch.zeros(*padded.ids.shape, 5), segments=padded.segments)[0].shape == (2, 2, 4)
 
 
 def test_the_error_is_the_books(): assert issubclass(RecurrentError, LmbookError)

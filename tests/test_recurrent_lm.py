@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import nn
 
 from lmbook.batches import IGNORE, Batch, Examples, TokenStream
 from lmbook.checkpoints import Checkpoints, load_weights, save_weights
+from lmbook.generation import SamplingConfig, generate
 from lmbook.perplexity import evaluate
 from lmbook.recurrent import RecurrentError
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig, RecurrentLMError, same_mask
@@ -278,23 +280,24 @@ def test_vectors_arrive():
 
 def test_sampling():
     m = model(dropout_out=.5, weight_drop=.5)  # in training mode: no dropout all the same, and training it stays
-    def dice(seed): return torch.Generator().manual_seed(seed)
+    def drawn(seed): return generate(m, [1, 2], SamplingConfig(max_new_tokens=20, seed=seed))
 
-    assert m.sample([1, 2], 20, generator=dice(1)) == m.sample([1, 2], 20, generator=dice(1)) != m.sample([1, 2], 20, generator=dice(2))
-    assert m.training and m.sample([1], 0) == []
-    greedy, text = m.sample([1, 2], 12, temperature=1e-4), [1, 2]
+    assert drawn(1) == drawn(1) != drawn(2) and m.training
+    config, text = SamplingConfig(max_new_tokens=12, temperature=0), [1, 2]
+    [greedy] = generate(m, text, config)
+    assert m.training
     with torch.no_grad():
         for _ in range(12): text.append(int(m.eval()(torch.tensor([text]))[0, -1].argmax()))  # reading all of it anew each time
     assert text[2:] == greedy
-    assert m.sample([1, 2], 12, temperature=1e-4, stop_id=greedy[4]) == greedy[: greedy.index(greedy[4]) + 1]
-    assert len(m.sample(np.array([3]), 5)) == len(m.sample(torch.tensor([3]), 5)) == 5
+    assert generate(m, [1, 2], replace(config, eos_id=greedy[4])) == [greedy[: greedy.index(greedy[4]) + 1]]
+    assert len(generate(m, np.array([3]), config)[0]) == len(generate(m, torch.tensor([3]), config)[0]) == 12
 
 
 def test_samples_follow_the_scores():
     m = model()
     expected = m.eval()(torch.tensor([[1]]))[0, -1].softmax(0)
-    dice = torch.Generator().manual_seed(0)
-    counts = torch.bincount(torch.tensor([m.sample([1], 1, generator=dice)[0] for _ in range(3000)]), minlength=V) / 3000
+    drawn = generate(m, [[1]] * 3000, SamplingConfig(max_new_tokens=1, seed=0))
+    counts = torch.bincount(torch.tensor(drawn)[:, 0], minlength=V) / 3000
     assert (counts - expected).abs().max() < 4 * (0.25 / 3000) ** .5
 
 
@@ -323,8 +326,6 @@ BAD = [
     (lambda: model().set_embedding(np.zeros((V + 1, 8))), f"one row for each of the {V} ids"),
     (lambda: model().set_embedding(np.zeros(V)), "one row for each"),
     (lambda: model().set_embedding(np.full((V, 8), np.nan)), "The vector of id 0 holds a number that is not finite"),
-    (lambda: model().sample([1], 3, temperature=0), "temperature=0 must be above 0"),
-    (lambda: model().sample([], 3), "begin with the tokenizer's <bos>"),
     (lambda: CarriedState()(model(), next(iter(Examples([[1, 2, 3]] * 4, batch_size=2, length=8, pack=True)))), "batch with pack=False"),
     (lambda: CarriedState()(model(), next(iter(Examples([([1, 2], [3, 4])], batch_size=1, join=False)))), "pairs that are kept apart"),
 ]  # fmt: skip

@@ -177,7 +177,7 @@ def test_chinese(tmp_path: Path):
 
 def test_the_plan_follows_the_machine_and_the_text(text: Path):
     tokenizer = make_tokenizer(STORIES)
-    stream = TokenStream(sum((tokenizer.encode(s) for s in STORIES), []), 4, 32)
+    stream = TokenStream.of(STORIES, tokenizer, batch_size=4, length=32, bos=False, eos=False)
     model = Transformer(preset("tiny", tokenizer.vocab_size, **SMALL))
     before = [p.clone() for p in model.parameters()]
     assert seconds_per_step(model, stream) > 0

@@ -15,14 +15,16 @@ from torch import nn
 
 from lmbook.batches import Examples
 from lmbook.bilstm import influence
+from lmbook.cache import GenerationError
 from lmbook.checkpoints import load_weights, save_weights
 from lmbook.core import seed_everything
+from lmbook.generation import SamplingConfig, generate
 from lmbook.perplexity import evaluate
 from lmbook.seq2seq import (
-    BOS,
+    BOS_ID,
     ENCODERS,
-    EOS,
-    SPECIAL,
+    EOS_ID,
+    N_SPECIAL,
     ConvConfig,
     ConvEncoder,
     ConvLM,
@@ -53,8 +55,8 @@ def model(kind="lstm", **more) -> Seq2Seq:
 
 def batch(lengths=(3, 7, 1, 5), T=6):
     dice = torch.Generator().manual_seed(1)
-    source, ids = (torch.randint(SPECIAL, V, (len(lengths), size), generator=dice) for size in (max(lengths), T))
-    ids[:, 0] = BOS
+    source, ids = (torch.randint(N_SPECIAL, V, (len(lengths), size), generator=dice) for size in (max(lengths), T))
+    ids[:, 0] = BOS_ID
     return source, torch.tensor(lengths), ids
 
 
@@ -134,11 +136,11 @@ def test_the_convolutional_language_model_does_not_see_ahead_and_can_be_judged()
     with pytest.raises(Seq2SeqError, match="causal=True"): ConvLM(V, ConvConfig(8, causal=False))
     seed_everything(0)
     lm = ConvLM(V, ConvConfig(16, n_layer=3, dilation="doubling"))
-    ids = torch.randint(SPECIAL, V, (2, 12))
+    ids = torch.randint(N_SPECIAL, V, (2, 12))
     changed = ids.clone()
-    changed[:, 7:] = SPECIAL
+    changed[:, 7:] = N_SPECIAL
     assert torch.equal(lm(ids)[:, :7], lm(changed)[:, :7]) and not torch.allclose(lm(ids)[:, 7:], lm(changed)[:, 7:])
-    rows = [[BOS, *([5, 6, 7] * 4), EOS], [BOS, *([8, 9] * 3), EOS]] * 8
+    rows = [[BOS_ID, *([5, 6, 7] * 4), EOS_ID], [BOS_ID, *([8, 9] * 3), EOS_ID]] * 8
     before = evaluate(lm, rows).loss
     Trainer(lm, Examples(rows, batch_size=4), TrainConfig(steps=60, lr=1e-2)).fit()
     assert evaluate(lm, rows).loss < .3 < before
@@ -152,20 +154,21 @@ def test_the_convolutional_language_model_does_not_see_ahead_and_can_be_judged()
 def test_games(n, low, more, letters, seed):
     same = partial(copy_task, n, (low, low + more), letters, seed)
     for (given_, wanted), (_, backwards), (again, _) in zip(same(), reverse_task(n, (low, low + more), letters, seed), same()):
-        assert low <= len(given_) <= low + more and SPECIAL <= given_.min() <= given_.max() < SPECIAL + letters
-        assert wanted.tolist() == [BOS, *given_, EOS] and backwards.tolist() == [BOS, *given_[::-1], EOS] and np.array_equal(given_, again)
+        assert low <= len(given_) <= low + more and N_SPECIAL <= given_.min() <= given_.max() < N_SPECIAL + letters
+        assert wanted.tolist() == [BOS_ID, *given_, EOS_ID] and backwards.tolist() == [BOS_ID, *given_[::-1], EOS_ID]
+        assert np.array_equal(given_, again)
     for distance in (None, 0, low - 1):
         for given_, wanted in recall_task(n, (low, low + more), letters, distance, seed):
             row = given_.tolist()
-            at = row.index(SPECIAL + letters)
-            assert row.count(SPECIAL + letters) == 1 and wanted.tolist() == [BOS, row[at + 1], EOS]
+            at = row.index(N_SPECIAL + letters)
+            assert row.count(N_SPECIAL + letters) == 1 and wanted.tolist() == [BOS_ID, row[at + 1], EOS_ID]
             assert distance is None or len(row) - 2 - at == distance
 
 
 def test_games_are_what_examples_take():
     for task in (copy_task, reverse_task, recall_task):
         [b] = Examples(task(6, (1, 5), 8), batch_size=6, join=False).read()
-        assert b.source.shape == b.source_segments.shape and (b.ids[:, 0] == BOS).all() and b.tokens == int((b.segments > 0).sum())
+        assert b.source.shape == b.source_segments.shape and (b.ids[:, 0] == BOS_ID).all() and b.tokens == int((b.segments > 0).sum())
 
 
 @pytest.mark.parametrize("call", [
@@ -268,10 +271,18 @@ def test_another_decoder_can_take_the_place():
     source, lengths, ids = batch()
     torch.manual_seed(0)
     m = Seq2Seq(Seq2SeqConfig(V, V, d_embed=5, d_hidden=6), decoder=Looking(6, V))
-    assert m(ids, source, lengths).shape == (4, 6, V) and len(m.decode_greedy(source, lengths, 5)) == 4
+    assert m(ids, source, lengths).shape == (4, 6, V)
+    rows = [row[:n] for row, n in zip(source.tolist(), lengths)]
+    assert written(m, rows, 5) == [written(m, [row], 5)[0] for row in rows]
 
 
 # ---------------------------------------------------------------- writing
+
+def written(model: Seq2Seq, sources: list, most: int) -> list[list[int]]: # without <bos> and <eos>
+    config = SamplingConfig(max_new_tokens=most, temperature=0, eos_id=EOS_ID)
+    rows = generate(model, [[BOS_ID]] * len(sources), config, source=sources)
+    return [row[:-1] if row[-1] == EOS_ID else row for row in rows]
+
 
 @pytest.fixture(scope="module")
 def trained() -> Seq2Seq:
@@ -286,8 +297,8 @@ def test_it_learns_and_is_judged_right(trained):
     right = greedy_accuracy(trained, pairs, batch_size=64)
     assert right.exact.mean() > .9 and (right.tokens[right.exact] == 1).all() and (right.tokens[~right.exact] < 1).all()
     for (given_, wanted), exact, share in list(zip(pairs, *right))[:40]:
-        [said] = trained.decode_greedy(torch.tensor(given_)[None], max_length=len(wanted) + 1)
-        said, wanted = [*said, EOS], wanted[1:].tolist()
+        [said] = written(trained, [given_.tolist()], len(wanted) + 1)
+        said, wanted = [*said, EOS_ID], wanted[1:].tolist()
         assert exact == (said == wanted)
         assert share == pytest.approx(sum(i < len(said) and said[i] == t for i, t in enumerate(wanted)) / len(wanted))
     wrong = greedy_accuracy(trained, copy_task(200, 3, 6, seed=5))
@@ -296,13 +307,13 @@ def test_it_learns_and_is_judged_right(trained):
 
 def test_rows_stop_by_themselves(trained):
     pairs = reverse_task(60, (1, 3), 6, seed=6)
-    [b] = Examples(pairs, batch_size=60, join=False, shuffle=False).read()
+    sources = [given_.tolist() for given_, _ in pairs]
     trained.train()
-    rows = trained.decode_greedy(b.source, b.source_segments, 20)
-    assert trained.training and not any({BOS, EOS} & set(row) for row in rows) and {len(row) for row in rows} >= {1, 2, 3}
-    for (given_, _), row in zip(pairs, rows): assert trained.decode_greedy(torch.tensor(given_)[None], max_length=20) == [row]
-    assert [row[:2] for row in rows] == trained.decode_greedy(b.source, b.source_segments, 2)
-    with pytest.raises(Seq2SeqError, match="max_length=0"): trained.decode_greedy(b.source, max_length=0)
+    rows = written(trained, sources, 20)
+    assert trained.training and not any({BOS_ID, EOS_ID} & set(row) for row in rows) and {len(row) for row in rows} >= {1, 2, 3}
+    for one, row in zip(sources, rows): assert written(trained, [one], 20) == [row]
+    assert [row[:2] for row in rows] == written(trained, sources, 2)
+    with pytest.raises(GenerationError, match="give source="): generate(trained, [BOS_ID])
 
 
 def test_weights_go_to_a_file_and_back(trained, tmp_path):
@@ -359,4 +370,4 @@ def test_batches_that_do_not_fit(change, message):
 
 def test_one_letter_one_place_one_row():
     m = model("bilstm")
-    assert m(torch.tensor([[BOS]]), torch.tensor([[5]])).shape == (1, 1, V + 1)
+    assert m(torch.tensor([[BOS_ID]]), torch.tensor([[5]])).shape == (1, 1, V + 1)

@@ -33,7 +33,7 @@ from lmbook.cleaning import (
     strip_html,
 )
 from lmbook.corpora import to_dataset, write_jsonl
-from lmbook.shards import FORMATS, Mark, clean, funnel, read_shards, verify_manifest
+from lmbook.shards import SHARD_FORMATS, Mark, clean, funnel, read_shards, verify_manifest
 from lmbook.small_world import SmallWorld
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def files(folder: Path) -> int: return len(list(folder.rglob("*"))) if folder.ex
 def contents(folder: Path) -> dict[str, bytes]: return {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", SHARD_FORMATS)
 def test_a_run_in_each_format(tmp_path, form):
     manifest = clean(rows(), STEPS, tmp_path / "out", format=form, shard_size=70)
     back = list(read_shards(tmp_path / "out"))

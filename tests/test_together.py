@@ -42,7 +42,7 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
     tokens = write_tokens(tmp_path / "tokens.npy", (tokenizer.encode(text, bos=True, eos=True) for text in texts), V)
     stream = TokenStream(open_tokens(tmp_path / "tokens.npy"), batch_size=8, length=32)
     torch.manual_seed(0)
-    model = NeuralNGram(NeuralNGramConfig(vocab_size=V, context=4))
+    model = NeuralNGram(NeuralNGramConfig(vocab_size=V, context_length=4))
     judged: list[float] = []
 
     def judge(network: torch.nn.Module) -> float:
@@ -60,7 +60,7 @@ def test_from_a_dirty_text_to_a_model_that_is_judged_against_the_floor(tmp_path:
     assert history.stopped == "steps" and len(judged) == 3 and history.best == min(judged) and len(tokens) == len(stream.tokens)
     assert judged[-1] < judged[0] < math.log(V) + .5
 
-    again = NeuralNGram(NeuralNGramConfig(vocab_size=V, context=4))
+    again = NeuralNGram(NeuralNGramConfig(vocab_size=V, context_length=4))
     load_weights(again, tmp_path / "run" / f"step-{history.best_step:06}")
     network, ground = evaluate(again, fresh, tokenizer), floor(world, fresh)
     counted = evaluate(NGram.fit((tokenizer.encode(text, bos=True, eos=True) for text in texts), V, NGramConfig(3)), fresh, tokenizer)
@@ -77,7 +77,7 @@ def test_examples_of_a_tokenizer_train_to_the_loss_that_evaluate_gives(world: Sm
     tokenizer = BPE.train(texts, 320)
     rows = [tokenizer.encode(text, bos=True, eos=True) for text in texts]
     torch.manual_seed(0)
-    model = NeuralNGram(NeuralNGramConfig(vocab_size=tokenizer.vocab_size, context=3))
+    model = NeuralNGram(NeuralNGramConfig(vocab_size=tokenizer.vocab_size, context_length=3))
     source = Examples(rows, batch_size=8, pad_id=tokenizer.pad_id)
     trainer = Trainer(
         model, source, TrainConfig(steps=5), evaluate=Examples(rows[:10], batch_size=4, shuffle=False, pad_id=tokenizer.pad_id)

@@ -459,11 +459,11 @@ TOY = WordVectors(["the", "tea", "cup", "paris"], [[1, 1, 1], [1, 2, 3], [4, 5, 
 
 
 def test_rows_are_the_vectors_in_the_order_of_the_model():
-    layer, coverage = embedding_layer(TOY, ["cup", "Tea", "<pad>", "zebra", "the"], padding_id=2)
+    layer, coverage = embedding_layer(TOY, ["cup", "Tea", "<pad>", "zebra", "the"], pad_id=2)
     assert layer.weight[[0, 1, 4]].tolist() == [[4, 5, 6], [1, 2, 3], [1, 1, 1]] and not layer.weight[2].any()
     assert (coverage.found, coverage.lowered, coverage.missing, coverage.special) == (2, 1, ("zebra",), 1) and coverage.share == .75
     assert (
-        layer.padding_idx == 2
+        layer.pad_idx == 2
         and layer.weight.requires_grad
         and "3 of 4 words, 1 in lower case; missing: 'zebra'; 1 special" in repr(coverage)
     )
@@ -485,7 +485,7 @@ def test_a_tokenizer_finds_its_words_behind_its_spaces(kind):
     token = tokenizer.encode("the tea")[1]
     assert layer.weight[token].tolist() == [1, 2, 3] and layer.num_embeddings == tokenizer.vocab_size
     assert coverage.special == len(tokenizer.specials) and coverage.words == tokenizer.vocab_size - len(tokenizer.specials)
-    if tokenizer.pad_id is not None: assert layer.padding_idx == tokenizer.pad_id and not layer.weight[tokenizer.pad_id].any()
+    if tokenizer.pad_id is not None: assert layer.pad_idx == tokenizer.pad_id and not layer.weight[tokenizer.pad_id].any()
 
 
 def test_unknown_words():
@@ -537,7 +537,7 @@ def test_copy_into_a_layer_that_exists():
     (lambda: embedding_layer(TOY, ["zebra", "lion"]), "None of 2 words"),
     (lambda: embedding_layer(TOY, []), "None of 0 words"),
     (lambda: embedding_layer(TOY, ["tea"], unknown="random"), "'normal', 'mean', 'zero'"),
-    (lambda: embedding_layer(TOY, ["tea"], padding_id=1), "padding_id=1"),
+    (lambda: embedding_layer(TOY, ["tea"], pad_id=1), "pad_id=1"),
     (lambda: embedding_layer(TOY, {"tea": -1}), "counted from 0"),
     (lambda: embedding_layer(TOY, ["tea", "x"], unknown=lambda lost: np.ones((1, 2))), "gave (1, 2) for 1 words of 3"),
 ])  # fmt: skip
