@@ -821,7 +821,8 @@ def test_two_matrices_do_not_become_one(tmp_path):
 
 
 def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    from safetensors import SafetensorError, torch as files
+    from safetensors import SafetensorError
+    from safetensors import torch as files
 
     path = tmp_path / "new folder" / "a.safetensors"
     save_weights(tiny(), path)
