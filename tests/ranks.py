@@ -24,6 +24,10 @@ from lmbook.checkpoints import CheckpointError, Checkpoints
 from lmbook.training import JsonLog, Ranks, TrainConfig, Trainer, TrainingError
 
 V, WORLD = 30, 2
+# nothing that would hide a wrong factor of the gradient, as Adam and clipping do; and one batch to a step
+PLAIN: dict[str, Any] = {
+    "optimizer": "sgd", "lr": 0.5, "weight_decay": 0.0, "clip": None, "schedule": "constant", "accumulate": 1, "epochs": 2,
+}  # fmt: skip
 
 
 class Gloo(Ranks):
@@ -136,6 +140,10 @@ def main(folder: Path, rank: int) -> dict[str, Any]:
     whole = trainer(ranks, runs / "whole", [JsonLog(runs / "log.jsonl")], save_every=3, keep=2, load_best=True)
     whole.fit()
     out["whole"] = found(whole)
+
+    plain = trainer(ranks, None, **PLAIN)
+    plain.fit()
+    out["plain"] = found(plain)
 
     stops = trainer(ranks, None, [at(rank, 1, 3, lambda t: t.stop("enough"))])
     stops.fit()

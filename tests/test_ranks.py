@@ -15,7 +15,7 @@ import torch
 from lmbook.checkpoints import latest
 from lmbook.training import JsonLog, Ranks, TensorBoard, read_log
 
-from .ranks import WORLD, found, trainer
+from .ranks import PLAIN, WORLD, found, trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -80,6 +80,14 @@ def test_two_ranks_learn_what_one_learns(two):
     assert two.first["whole"] == two.second["whole"]  # to the last bit
 
 
+def test_gradients_are_those_of_the_mean_over_all_tokens(two):
+    "Not of the mean over ranks of their means: rows are of different lengths, and the last batch has one row."
+    one = alone(**PLAIN)
+    assert one["step"] == 14
+    same(two.first["plain"], one)
+    assert two.first["plain"] == two.second["plain"]
+
+
 def test_a_wish_to_stop_is_everybodys(two):
     "It is added up with the next step's losses."
     for name, step, reason in (("stop", 4, "enough"), ("ctrl-c", 6, "interrupted"), ("patience", 3, "patience")):
@@ -115,6 +123,18 @@ def test_what_fails_on_the_first_rank_fails_on_all(two):
 def test_each_rank_has_dice_of_its_own(two):
     "At the start, and after it has gone on from a checkpoint."
     assert len(two.first["dice"]) == 4 and not any(a == b for a, b in zip(two.first["dice"], two.second["dice"]))
+
+
+def test_gradients_are_held_until_the_last_batch_of_a_step():
+    "What ranks would tell each other earlier, they would have to tell again."
+    class Noted(Ranks):
+        def hold(self, forward, last):
+            noted.append(last)
+            return super().hold(forward, last)
+
+    noted: list[bool] = []
+    trainer(Noted()).fit()
+    assert noted == [False, True] * 10 + [True]
 
 
 def test_of_several_ranks_the_others_write_no_log(tmp_path):
