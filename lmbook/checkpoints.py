@@ -71,6 +71,14 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     The file is there whole or not at all. Raises CheckpointError where it cannot be written; what was there before stays.
     """
     from safetensors import SafetensorError
+
+    try:
+        with whole_file(path, CheckpointError) as scratch: _write_weights(model, scratch)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}. What was there before is untouched.") from error
+
+
+def _write_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     kept, aliases = _tied(model)
@@ -81,11 +89,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
         return (tensor.clone() if tensor.untyped_storage().data_ptr() in shared else tensor).detach().cpu().contiguous()
 
     tensors = {name: alone(tensor) for name, tensor in kept.items()}
-    metadata = {"format": "pt", "tied": json.dumps(aliases)}
-    try:
-        with whole_file(path, CheckpointError) as scratch: save_file(tensors, scratch, metadata=metadata)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} cannot be written: {error}. What was there before is untouched.") from error
+    save_file(tensors, path, metadata={"format": "pt", "tied": json.dumps(aliases)})
 
 
 def load_weights(
@@ -152,7 +156,7 @@ def save_checkpoint(
     text = json.dumps({"format": 1, "step": step, "state": _pack(state, tensors)})
     try:
         with whole_folder(path, CheckpointError) as scratch:
-            save_weights(model, scratch / "model.safetensors")
+            _write_weights(model, scratch / "model.safetensors")
             save_file(tensors, scratch / "state.safetensors")
             (scratch / "state.json").write_text(text, encoding="utf-8", newline="\n")
             digests = {part.name: _digest(part) for part in sorted(scratch.iterdir())}
