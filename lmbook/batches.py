@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Check, LmbookError, whole_file
-from .tokenization import Tokenizer
+from .core import Check, LmbookError, TextTokenizer, whole_file
 
 # %% ../nbs/22_batches.ipynb #23a019604a
 class BatchError(LmbookError):
@@ -123,12 +122,20 @@ class _Mapped(Batches):
 
 # %% ../nbs/22_batches.ipynb #04fcaa8650
 def _ids(tokens: Any, what: str) -> np.ndarray:
-    "Token ids as a row of whole numbers; a memory-mapped array stays one."
-    array = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
+    "Token ids as a row of whole numbers; a memory-mapped array stays one, and is not read here."
+    try: array = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
+    except ValueError: raise BatchError(f"{what} should be a row of token ids, but holds rows and numbers side by side.") from None
     if array.ndim == 1 and not array.size: return array.astype(np.int64)
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise BatchError(f"{what} should be a row of token ids, but is an array of {array.dtype} with shape {array.shape}.")
+    if not isinstance(array, np.memmap): _are_ids(array)
     return array
+
+
+def _are_ids(array: np.ndarray) -> None:
+    "No id is below 0. As a target, IGNORE among the data would count for nothing, and nobody would notice."
+    if array.dtype.kind == "i" and array.size and (low := int(array.min())) < 0:
+        raise BatchError(f"The id {low} is no token: ids run from 0 up. Is it a mark for padding? Cut the row before it.")
 
 # %% ../nbs/22_batches.ipynb #8c12e20851
 def _joined(rows: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -298,7 +305,7 @@ class TokenStream(Batches):
     def of(
         cls,
         texts: Iterable[str] | Iterable[Sequence[int]],  # texts; or, without a tokenizer, their ids
-        tokenizer: Tokenizer | None = None,
+        tokenizer: TextTokenizer | None = None,
         *,
         batch_size: int,  # rows B
         length: int,  # places T
@@ -335,6 +342,7 @@ class TokenStream(Batches):
             start, stop, row = item
             block = np.stack([self.tokens[b * row + start : b * row + stop + 1] for b in range(self.batch_size)])
         else: block = self.tokens[item[:, None] + np.arange(self.length + 1)]
+        if isinstance(self.tokens, np.memmap): _are_ids(block)
         ids = torch.from_numpy(block.astype(np.int64))
         return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), carry=self.contiguous and item[0] > 0)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import whole_folder
+from .core import whole_file, whole_folder
 from .training import Event, JsonLog, TrainConfig, Trainer, TrainingError
 
 # %% ../nbs/24_checkpoints.ipynb #778fe68228
@@ -66,7 +66,19 @@ def _tied(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    "Write a model's tensors as safetensors; tensors that are tied are written once."
+    """Write a model's tensors as safetensors; tensors that are tied are written once.
+
+    The file is there whole or not at all. Raises CheckpointError where it cannot be written; what was there before stays.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        with whole_file(path, CheckpointError) as scratch: _write_weights(model, scratch)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} cannot be written: {error}. What was there before is untouched.") from error
+
+
+def _write_weights(model: nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     kept, aliases = _tied(model)
@@ -84,7 +96,11 @@ def load_weights(
     model: nn.Module,
     path: str | Path,  # a .safetensors file, or a folder of a checkpoint
 ) -> None:
-    "Fill a model with weights. Raises CheckpointError, and changes nothing, where the file was made by another architecture."
+    """Fill a model with weights.
+
+    Raises CheckpointError, and changes nothing, where the file was made by another architecture: also where the model ties two tensors
+    that differ in the file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -100,6 +116,10 @@ def load_weights(
         "of another shape": [
             f"{name} {tuple(tensor.shape)} in the file, {tuple(here[name].shape)} in the model"
             for name, tensor in there.items() if name in here and tensor.shape != here[name].shape
+        ],
+        "tied in the model, and different in the file": [
+            f"{name} and {first}" for name, first in aliases.items()
+            if name in there and first in there and not torch.equal(there[name].to(here[name].dtype), there[first].to(here[name].dtype))
         ],
     }  # fmt: skip
     if any(problems.values()):
@@ -136,15 +156,15 @@ def save_checkpoint(
     text = json.dumps({"format": 1, "step": step, "state": _pack(state, tensors)})
     try:
         with whole_folder(path, CheckpointError) as scratch:
-            save_weights(model, scratch / "model.safetensors")
+            _write_weights(model, scratch / "model.safetensors")
             save_file(tensors, scratch / "state.safetensors")
             (scratch / "state.json").write_text(text, encoding="utf-8", newline="\n")
             digests = {part.name: _digest(part) for part in sorted(scratch.iterdir())}
             manifest = json.dumps({"step": step, "sha256": digests}, indent=1)
             (scratch / "manifest.json").write_text(manifest, encoding="utf-8", newline="\n")
     except (CheckpointError, SafetensorError) as error:
-        cause = error.__cause__
-        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
+        cause = error.__cause__ or error
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(cause)
         found = latest(folder)
         still = f"The newest whole one is {found.path.name}." if found.path else "There is none yet."
         raise CheckpointError(
@@ -225,7 +245,8 @@ class Checkpoints:
     """Keeps a run in a folder, so that it may be killed at any moment: `Trainer(..., checkpoints=Checkpoints("run"))`.
 
     `TrainConfig` says how often (`save_every`) and how many (`keep`). A run that is found in the folder is continued. Beside the
-    checkpoints stands `log.jsonl`, with the rows of the history.
+    checkpoints stands `log.jsonl`, with the rows of the history. Of several ranks the first one writes, and all read; what they wrote
+    another number of ranks can go on with.
     """
 
     def __init__(self, folder: str | Path): # of this run alone
@@ -236,6 +257,10 @@ class Checkpoints:
 
     def start(self, trainer: Trainer) -> None:
         "Fail before the work, not after it; and go on from what is there. Raises CheckpointError."
+        trainer.ranks.write(self._try)
+        if trainer.step == 0: self.resume(trainer)
+
+    def _try(self) -> None:
         probe = self.folder / ".writable"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -245,21 +270,25 @@ class Checkpoints:
             raise CheckpointError(
                 f"Nothing can be written to {self.folder} ({error.strerror}), so nothing was trained. Give another folder=."
             ) from error
-        if trainer.step == 0: self.resume(trainer)
 
     def save(self, trainer: Trainer) -> Path:
         "Write a checkpoint of this moment, and remove those that are no longer wanted."
         state = {"config": _described(trainer.config), **trainer.state_dict()}
-        path = save_checkpoint(self.folder, trainer.step, trainer.model, state)
-        found = steps_in(self.folder)
-        for step in list(found)[trainer.config.keep :]:
-            if step != trainer.history.best_step: _remove(found[step])
-        return path
+
+        def write() -> None:
+            save_checkpoint(self.folder, trainer.step, trainer.model, state)
+            found = steps_in(self.folder)
+            for step in list(found)[trainer.config.keep :]:
+                if step != trainer.history.best_step: _remove(found[step])
+
+        trainer.ranks.write(write)
+        return self.folder / f"step-{trainer.step:06}"
 
     def resume(self, trainer: Trainer) -> Found:
         "Go to the newest whole checkpoint, if there is one; damaged ones are passed over with a warning."
-        found = latest(self.folder)
-        for name, problem in found.torn: warnings.warn(f"{self.folder / name} is passed over: {problem}.", stacklevel=2)
+        found = trainer.ranks.agree(Found(None, 0) if trainer.ranks.rank else latest(self.folder))
+        for name, problem in () if trainer.ranks.rank else found.torn:
+            warnings.warn(f"{self.folder / name} is passed over: {problem}.", stacklevel=2)
         if found.path is None: return found
         state, config = load_state(found.path), _described(trainer.config)
         others = {k: (v, config[k]) for k, v in state["config"].items() if k in config and k not in _FREE and v != config[k]}

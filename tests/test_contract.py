@@ -609,6 +609,8 @@ def _said(entry: str, fault: str) -> str: # a regular expression
         if number is not None: return f"^The id {number} is no token: {what.lower()}'s ids run from 0 to {V - 1}"
         if fault == "empty": return f"^{what} is empty: there is nothing to go on from"
         return "ids are whole numbers" if fault in ("float", "bool") else ""
+    if number is not None and number < 0 and entry == "mean_loss":  # batches are made before a model is there
+        return f"The id {number} is no token: [a-z0-9' ]*ids run from 0"
     if number is not None: return f"The id {number} is no token: [a-z0-9' ]*ids run from 0 to {V - 1}"
     return "^document 0 must be one row of whole numbers, not" if entry == "evaluate" and fault in ("float", "bool", "two axes") else ""
 

@@ -14,6 +14,7 @@ import textwrap
 import threading
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from lmbook.checkpoints import (
     load_weights,
     save_checkpoint,
     save_weights,
+    steps_in,
 )
 from lmbook.core import LmbookError, best_device, evaluating, random_state, seed_everything, set_random_state
 from lmbook.experiments import Table, ablate, over_seeds
@@ -218,6 +220,11 @@ def test_map_changes_each_batch():
     (lambda: TokenStream(np.arange(99), 1, 2).load_state_dict(TokenStream(np.arange(50), 1, 2).state_dict()), "not the data of the che"),
     (lambda: TokenStream.of("one text", ByteTokenizer(), batch_size=1, length=2), "Give several texts"),
     (lambda: TokenStream.of(["no ids"], batch_size=1, length=2), "Text 0 should be a row of token ids"),
+    (lambda: Examples([[1, 2, IGNORE]], batch_size=1), "The id -100 is no token: ids run from 0"),
+    (lambda: Examples([([1, -2], [3])], batch_size=1), "The id -2 is no token: ids run from 0"),
+    (lambda: TokenStream([1, 2, 3, IGNORE], batch_size=1, length=3), "The id -100 is no token: ids run from 0"),
+    (lambda: TokenStream.of([[1, 2], [3, IGNORE]], batch_size=1, length=3), "The id -100 is no token: ids run from 0"),
+    (lambda: Examples([[[1, 2], 3]], batch_size=1), "Example 0 should be a row of token ids, but holds rows"),
     (lambda: TokenStream.of([], batch_size=1, length=2), "0 tokens make 0 windows"),
     (lambda: TokenStream(np.arange(9), 1, 2).load_state_dict(TokenStream(np.arange(9), 1, 2, seed=4).state_dict()), "'seed': 4"),
 ])  # fmt: skip
@@ -250,6 +257,15 @@ def test_faults_of_token_files(tmp_path):
     assert "no row of token ids" in message(open_tokens, path, error=BatchError)
     assert "`write_tokens` makes one" in message(open_tokens, tmp_path / "b.npy", error=BatchError)
     assert "cannot be written" in message(write_tokens, path / "a.npy", [1], V, error=BatchError)  # below a file
+
+
+def test_a_file_of_somebody_else_is_looked_at_batch_by_batch(tmp_path):
+    "A file of `write_tokens` has no room for a sign. Any other is not read before it is used, and then each batch is looked at."
+    np.save(tmp_path / "a.npy", np.array([1, 2, 3, 4, 5, IGNORE, 1], dtype=np.int64))
+    stream = TokenStream(open_tokens(tmp_path / "a.npy"), batch_size=1, length=3, shuffle=False)
+    first, second = stream.plan(0)
+    assert stream.make(first).tokens == 3
+    assert "The id -100 is no token" in message(stream.make, second, error=BatchError)
 
 
 @given(st.lists(st.text("ab. ", max_size=9), min_size=1, max_size=20), st.sampled_from([None, True, False]))
@@ -391,6 +407,35 @@ def test_a_callback_hears_everything_and_may_stop():
     history = Trainer(tiny(), Examples(sentences(), batch_size=8), config(eval_every=4), evaluate=lambda m: 1.0, callbacks=[callback]).fit()
     assert history.stopped == "enough"
     assert Counter(heard) == {"start": 1, "step": 6, "log": 2, "evaluate": 1, "end": 1}
+
+
+def modes(model: nn.Module) -> list[bool]: return [module.training for module in model.modules()]
+
+
+@pytest.mark.parametrize("frozen", ["nothing", "a part", "all but a part", "everything"])
+def test_each_module_keeps_its_mode(frozen, tmp_path):
+    "Parts that are frozen stay so while the others are trained; a model that comes from writing is trained all the same."
+    model, seen = tiny(), []
+    if frozen in ("all but a part", "everything"): model.eval()
+    if frozen == "a part": model[1].eval()
+    if frozen == "all but a part": model[1].train()
+    before = modes(model)
+
+    def callback(trainer, event, row):
+        seen.append(modes(trainer.model))
+        if event == "step" and row["step"] == 5: trainer.stop("interrupted")
+        if event == "step" and row["step"] == 8: raise RuntimeError("no power")
+
+    trainer = Trainer(
+        model, Examples(sentences(), batch_size=8), config(eval_every=2), evaluate=Examples(sentences(5), batch_size=2),
+        callbacks=[callback], checkpoints=Checkpoints(tmp_path),
+    )  # fmt: skip
+    trainer.fit()
+    assert modes(model) == before and trainer.step == 5
+    with pytest.raises(RuntimeError, match="no power"): trainer.fit()
+    assert modes(model) == before
+    during = [True] * len(before) if frozen == "everything" else before
+    assert len(seen) > 10 and all(mode == during for mode in seen)
 
 
 @pytest.mark.parametrize("kind", ["list", "iterable", "loader"])
@@ -758,6 +803,43 @@ def test_tied_shared_and_crossed_tensors_come_back(tmp_path):
     trainer = Trainer(TwoNames(), Examples(sentences(), batch_size=8), config(save_every=5), checkpoints=Checkpoints(tmp_path / "run"))
     trainer.fit()
     assert trainer.model.out.weight is trainer.model.token.weight
+
+
+def test_two_matrices_do_not_become_one(tmp_path):
+    torch.manual_seed(0)
+    tied, apart = TwoNames(), TwoNames()
+    apart.out.weight = nn.Parameter(apart.token.weight.detach().clone())
+    save_weights(apart, tmp_path / "equal.safetensors")
+    load_weights(tied, tmp_path / "equal.safetensors")  # twice the same is no loss
+    assert same(tied, apart)
+    with torch.no_grad(): apart.out.weight[0, 0] += 1
+    save_weights(apart, tmp_path / "differ.safetensors")
+    before = {name: value.clone() for name, value in tied.state_dict().items()}
+    text = message(load_weights, tied, tmp_path / "differ.safetensors", error=CheckpointError)
+    assert "tied in the model, and different in the file: " in text and "out.weight" in text and "token.weight" in text
+    assert all(torch.equal(value, before[name]) for name, value in tied.state_dict().items())
+
+
+def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+    from safetensors import torch as files
+
+    path = tmp_path / "new folder" / "a.safetensors"
+    save_weights(tiny(), path)
+    before = path.read_bytes()
+
+    def half(failure, tensors, where, metadata=None):
+        Path(where).write_bytes(before[:100])
+        raise failure
+
+    for failure, says in ((OSError(28, "No space left"), "No space left"), (SafetensorError("I/O error: full"), "I/O error: full")):
+        monkeypatch.setattr(files, "save_file", partial(half, failure))
+        text = message(save_weights, tiny(), path, error=CheckpointError)
+        assert "cannot be written" in text and says in text and "untouched" in text
+        assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["a.safetensors"]
+        text = message(save_checkpoint, tmp_path / "run", 3, tiny(), {}, error=CheckpointError)
+        assert text.startswith(f"The checkpoint of step 3 cannot be written to {tmp_path / 'run'}: ") and says in text
+        assert text.count("cannot be written") == 1 and not steps_in(tmp_path / "run")
 
 
 def test_weights_that_another_library_wrote(tmp_path):
