@@ -8,8 +8,8 @@ is worth depends on what both have learned, so there a large and a small model a
 
 length: tokens a second at a length, with a KVCache, with one that is glued together by torch.cat at each step, and without any. store: the
 cache alone, for a layer of this size. batch: tokens a second by rows. speculative: against the large model alone. transformers: the same
-weights in GPT2LMHeadModel, greedy, one text, and equal token for token. engines: a model of the kind of Llama, in two sizes, written from by
-this book, by transformers and by CTranslate2, which runs compiled kernels of its own; alone and in a batch of 16, in float32.
+weights in GPT2LMHeadModel, greedy, one text, and equal token for token. engines: a Llama of two sizes in this book, in transformers and in
+CTranslate2, which runs compiled kernels of its own; one text and sixteen, in float32.
 """
 
 from __future__ import annotations

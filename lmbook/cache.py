@@ -250,12 +250,12 @@ class _Tape(TorchFunctionMode):
         pairs = ((x, other.values[name]) for name, x in self.values.items())
         return all(x is y or (torch.equal(x, y) if isinstance(x, Tensor) else x == y) for x, y in pairs)
 
-    def glue(self) -> None:
+    def _glue(self) -> None:
         "Small linear maps of the same input become one: at this size each call costs more than its arithmetic."
         groups: dict[tuple[str, bool], list[int]] = {}
         for i, (_, function, args) in enumerate(self.lines):
             if self.values[function] is not F.linear or len(args) != 3 or args[1] not in self.values: continue
-            if self.values[args[1]].numel() <= 2**18: groups.setdefault((args[0], args[2] == "None"), []).append(i)
+            if self.values[args[1]].numel() <= 2**17: groups.setdefault((args[0], args[2] == "None"), []).append(i)
         lines: list[list[tuple[str, str, list[str]]]] = [[line] for line in self.lines]
         for (x, unbiased), group in groups.items():
             if len(group) == 1: continue
@@ -271,12 +271,13 @@ class _Tape(TorchFunctionMode):
             ]
         self.lines = [line for part in lines for line in part]
 
-    def function(self) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]: # of ids, mask, positions
-        "The lines as a function."
+    def function(self, out: Tensor) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]: # of ids, mask, positions
+        "The lines as a function that returns what came out of them."
+        self._glue()
         head = f"def step(ids, mask, positions, {', '.join(f'{name}={name}' for name in self.values)}):"
         body = [f"    {out} = {function}({', '.join(args)})" for out, function, args in self.lines]
         scope = dict(self.values)
-        exec("\n".join([head, *body, f"    return {self.lines[-1][0]}"]), scope)
+        exec("\n".join([head, *body, f"    return {self.names[id(out)]}"]), scope)
         return scope["step"]
 
 
@@ -297,39 +298,35 @@ class _Steps:
     """Reads on with a model and its cache, and is quick where the same is done again and again.
 
     For small models Python's work on modules takes longer than the arithmetic. So the operations of two steps of the same shape are written
-    down. If the second did what the first had done, further ones do just that; if not, because places matter for instance, as in a window,
-    the model reads on by itself.
+    down, at different lengths of the text. If both did the same, further ones do just that; if not, as with ALiBi, where the scores depend
+    on the length, the model reads on by itself.
     """
 
     patience = 3  # steps of a shape before it is written down: that costs a few steps' time
 
     def __init__(self, model: Transformer, cache: KVCache):
         self.model, self.cache, self.plain = model, cache, model.config.kind == "decoder" and _plain(model)
-        self.counts: dict[Any, int] = {}  # steps of a shape
-        self.tapes: dict[Any, _Tape] = {}
-        self.quick: dict[Any, Callable[[Tensor, Tensor | None, Tensor], Tensor]] = {}
+        self.known: dict[tuple[int | None, ...], Any] = {}  # of a shape: how many steps, the first on tape, a function, or None: no way
 
     def __call__(self, ids: Tensor, memory: Memory | None = None) -> Tensor: # (B, T) to (B, T, V)
         (B, T), cache = ids.shape, self.cache
-        key = B, T, cache.tokens is None, None if cache.window is None else min(cache.length - cache.first, cache.window)
-        step, count = self.quick.get(key), self.counts.get(key, 0)
-        full = cache.length + T > self.model.config.context_length
-        if not self.plain or full or (step is None and count not in (self.patience, self.patience + 1)):
-            self.counts[key] = count + 1
+        seen = None if cache.window is None else min(cache.length - cache.first, cache.window)
+        key = B, T, cache.tokens is None, seen
+        known = self.known.get(key, 0)
+        waits = type(known) is int and known < self.patience or isinstance(known, _Tape) and known.length == cache.length
+        if waits or known is None or not self.plain or cache.length + T > self.model.config.context_length:
+            if type(known) is int: self.known[key] = known + 1
             return self.model(ids, cache=cache, memory=memory)
         mask, positions = cache.extend(B, T, None, ids.device)
-        if step is not None: return step(ids, mask, positions)
-        self.counts[key] = count + 1
+        if callable(known): return known(ids, mask, positions)
         tape = _Tape(cache, ids, mask, positions)
         try:
             with tape: out = self.model(ids, cache=tape)
         except _Unwritten:
             self.plain = False
             return self.model(ids, cache=cache)
-        if count == self.patience: self.tapes[key] = tape
-        elif self.tapes.pop(key).same(tape):
-            tape.glue()
-            self.quick[key] = tape.function()
+        if type(known) is int: self.known[key] = tape
+        else: self.known[key] = tape.function(out) if tape.same(known) else None
         return out
 
 
