@@ -250,30 +250,36 @@ class _Tape(TorchFunctionMode):
         pairs = ((x, other.values[name]) for name, x in self.values.items())
         return all(x is y or (torch.equal(x, y) if isinstance(x, Tensor) else x == y) for x, y in pairs)
 
-    def _glue(self) -> None:
-        "Small linear maps of the same input become one: at this size each call costs more than its arithmetic."
+    def _glue(self, copies: dict[tuple[int, ...], Tensor]) -> None:
+        """Linear maps of the same input become one, with weights that are laid out as a single token wants them, column by column.
+
+        What was copied for one shape of step serves all.
+        """
+        def copy(*parts: Tensor) -> Tensor:
+            key = tuple(map(id, parts))
+            if key not in copies: copies[key] = torch.cat(parts).mT.contiguous().mT if parts[0].ndim == 2 else torch.cat(parts)
+            return copies[key]
+
         groups: dict[tuple[str, bool], list[int]] = {}
         for i, (_, function, args) in enumerate(self.lines):
-            if self.values[function] is not F.linear or len(args) != 3 or args[1] not in self.values: continue
-            if self.values[args[1]].numel() <= 2**17: groups.setdefault((args[0], args[2] == "None"), []).append(i)
-        lines: list[list[tuple[str, str, list[str]]]] = [[line] for line in self.lines]
+            kept = self.values[function] is F.linear and len(args) == 3 and {args[1], args[2]} <= self.values.keys() | {"None"}
+            if kept: groups.setdefault((args[0], args[2] == "None"), []).append(i)
+        lines = [[line] for line in self.lines]
         for (x, unbiased), group in groups.items():
-            if len(group) == 1: continue
-            maps = [self.lines[i] for i in group]
-            weights = [self.values[args[1]] for _, _, args in maps]
-            biases = None if unbiased else torch.cat([self.values[args[2]] for _, _, args in maps])
-            joined, split = f"g{group[0]}", self._text(torch.split)
-            outs = ", ".join(out for out, _, _ in maps)
+            outs, functions, args = zip(*(self.lines[i] for i in group))
+            weights = [self.values[given[1]] for given in args]
+            bias = "None" if unbiased else self._text(copy(*(self.values[given[2]] for given in args)))
+            given = [x, self._text(copy(*weights)), bias]
             for i in group: lines[i] = []
-            lines[group[0]] = [
-                (joined, maps[0][1], [x, self._text(torch.cat(weights)), self._text(biases)]),
-                (outs, split, [joined, self._text([len(w) for w in weights]), "-1"]),
-            ]
+            if len(group) == 1: lines[group[0]] = [(outs[0], functions[0], given)]
+            else:
+                parts = [f"g{group[0]}", self._text([len(w) for w in weights]), "-1"]
+                lines[group[0]] = [(parts[0], functions[0], given), (", ".join(outs), self._text(torch.split), parts)]
         self.lines = [line for part in lines for line in part]
 
-    def function(self, out: Tensor) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]: # of ids, mask, positions
-        "The lines as a function that returns what came out of them."
-        self._glue()
+    def function(self, out: Tensor, copies: dict[tuple[int, ...], Tensor] | None) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
+        "The lines as a function of ids, mask and positions that returns what came out of them. None: no weights are copied."
+        if copies is not None: self._glue(copies)
         head = f"def step(ids, mask, positions, {', '.join(f'{name}={name}' for name in self.values)}):"
         body = [f"    {out} = {function}({', '.join(args)})" for out, function, args in self.lines]
         scope = dict(self.values)
@@ -307,6 +313,8 @@ class _Steps:
     def __init__(self, model: Transformer, cache: KVCache):
         self.model, self.cache, self.plain = model, cache, model.config.kind == "decoder" and _plain(model)
         self.known: dict[tuple[int | None, ...], Any] = {}  # of a shape: how many steps, the first on tape, a function, or None: no way
+        small = sum(p.numel() for p in model.parameters()) < 30_000_000  # else copies take too much memory
+        self.copies: dict[tuple[int, ...], Tensor] | None = {} if small else None
 
     def __call__(self, ids: Tensor, memory: Memory | None = None) -> Tensor: # (B, T) to (B, T, V)
         (B, T), cache = ids.shape, self.cache
@@ -326,7 +334,7 @@ class _Steps:
             self.plain = False
             return self.model(ids, cache=cache)
         if type(known) is int: self.known[key] = tape
-        else: self.known[key] = tape.function(out) if tape.same(known) else None
+        else: self.known[key] = tape.function(out, self.copies) if tape.same(known) else None
         return out
 
 
