@@ -267,8 +267,8 @@ class _Tape(TorchFunctionMode):
         lines = [[line] for line in self.lines]
         for (x, unbiased), group in groups.items():
             outs, functions, args = zip(*(self.lines[i] for i in group))
-            weights = [self.values[given[1]] for given in args]
-            bias = "None" if unbiased else self._text(copy(*(self.values[given[2]] for given in args)))
+            weights = [self.values[a[1]] for a in args]
+            bias = "None" if unbiased else self._text(copy(*(self.values[a[2]] for a in args)))
             given = [x, self._text(copy(*weights)), bias]
             for i in group: lines[i] = []
             if len(group) == 1: lines[group[0]] = [(outs[0], functions[0], given)]
