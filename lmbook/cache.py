@@ -266,15 +266,15 @@ class _Tape(TorchFunctionMode):
             if kept: groups.setdefault((args[0], args[2] == "None"), []).append(i)
         lines = [[line] for line in self.lines]
         for (x, unbiased), group in groups.items():
-            outs, functions, args = zip(*(self.lines[i] for i in group))
+            outs, functions, args = zip(*(self.lines[i] for i in group))  # one for each of these maps
             weights = [self.values[a[1]] for a in args]
             bias = "None" if unbiased else self._text(copy(*(self.values[a[2]] for a in args)))
-            given = [x, self._text(copy(*weights)), bias]
+            joined = [x, self._text(copy(*weights)), bias]
             for i in group: lines[i] = []
-            if len(group) == 1: lines[group[0]] = [(outs[0], functions[0], given)]
+            if len(group) == 1: lines[group[0]] = [(outs[0], functions[0], joined)]
             else:
                 parts = [f"g{group[0]}", self._text([len(w) for w in weights]), "-1"]
-                lines[group[0]] = [(parts[0], functions[0], given), (", ".join(outs), self._text(torch.split), parts)]
+                lines[group[0]] = [(parts[0], functions[0], joined), (", ".join(outs), self._text(torch.split), parts)]
         self.lines = [line for part in lines for line in part]
 
     def function(self, out: Tensor, copies: dict[tuple[int, ...], Tensor] | None) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
