@@ -266,9 +266,9 @@ class _Tape(TorchFunctionMode):
             if kept: groups.setdefault((args[0], args[2] == "None"), []).append(i)
         lines = [[line] for line in self.lines]
         for (x, unbiased), group in groups.items():
-            outs, functions, args = zip(*(self.lines[i] for i in group))  # one for each of these maps
-            weights = [self.values[a[1]] for a in args]
-            bias = "None" if unbiased else self._text(copy(*(self.values[a[2]] for a in args)))
+            outs, functions, given = zip(*(self.lines[i] for i in group))  # one for each of these maps
+            weights = [self.values[args[1]] for args in given]
+            bias = "None" if unbiased else self._text(copy(*(self.values[args[2]] for args in given)))
             joined = [x, self._text(copy(*weights)), bias]
             for i in group: lines[i] = []
             if len(group) == 1: lines[group[0]] = [(outs[0], functions[0], joined)]
