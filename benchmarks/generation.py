@@ -8,7 +8,8 @@ is worth depends on what both have learned, so there a large and a small model a
 
 length: tokens a second at a length, with a KVCache, with one that is glued together by torch.cat at each step, and without any. store: the
 cache alone, for a layer of this size. batch: tokens a second by rows. speculative: against the large model alone. transformers: the same
-weights in GPT2LMHeadModel, greedy, one text, and equal token for token.
+weights in GPT2LMHeadModel, greedy, one text, and equal token for token. engines: a Llama of two sizes in this book, in transformers and in
+CTranslate2, which runs compiled kernels of its own; one text and sixteen, in float32.
 """
 
 from __future__ import annotations
@@ -190,6 +191,57 @@ def beside(settings: Settings) -> dict:
     assert generate(ours, prompt, config)[0] == want, "not the same text"
     best = turns({"lmbook": lambda: generate(ours, prompt, config), "transformers": lambda: theirs.generate(prompt, **given)}, settings)
     out = {name: n / seconds for name, seconds in best.items()} | {"ratio": best["transformers"] / best["lmbook"]}
+    return out
+
+
+@BENCHMARK.part(needs=("transformers", "ctranslate2"))
+def engines(settings: Settings) -> list[dict]:
+    "Greedy generation of the same Llama by three programs, tokens a second."
+    from ctranslate2 import Generator
+    from ctranslate2.converters import TransformersConverter
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    out, vocabulary, n = [], {f"t{i}": i for i in range(256)}, settings.pick(64, 5)
+    today = {"vocab_size": 256, "positions": "rotary", "norm": "rms", "bias": False, "activation": "swiglu", "context_length": 256}
+    config, prompt = SamplingConfig(max_new_tokens=n, temperature=0), [5, 6, 7]
+    for shape in settings.pick(({}, {"d_model": 512, "n_layer": 8, "n_head": 8}), ({"n_layer": 1},)):
+        ours = model(**today, **shape)
+        with torch.no_grad():
+            for p in ours.parameters():
+                if p.ndim == 2: p.normal_(0, 1.2 * p.shape[1] ** -.5)
+        with tempfile.TemporaryDirectory() as folder:
+            save_pretrained(ours, folder, layout="llama")
+            words = Tokenizer(WordLevel(vocabulary, unk_token="t0"))  # CTranslate2 takes and gives words
+            PreTrainedTokenizerFast(tokenizer_object=words, unk_token="t0", bos_token="t1", eos_token="t2").save_pretrained(folder)
+            theirs = LlamaForCausalLM.from_pretrained(folder).eval()
+            TransformersConverter(folder).convert(f"{folder}/compiled")
+            compiled = Generator(f"{folder}/compiled", device="cpu", compute_type="float32", inter_threads=1, intra_threads=1)
+        theirs.generation_config.pad_token_id, theirs.generation_config.eos_token_id = 0, None
+        for rows in (1, 16):
+            ids = torch.tensor([prompt] * rows)
+
+            def by_us(rows=rows, ours=ours): return generate(ours, [prompt] * rows, config)
+
+            def by_transformers(ids=ids, theirs=theirs):
+                found = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, do_sample=False)
+                return found[:, len(prompt) :].tolist()
+
+            def by_ctranslate2(rows=rows, compiled=compiled):
+                found = compiled.generate_batch([[f"t{id}" for id in prompt]] * rows, max_length=n, min_length=n, sampling_topk=1,
+                                                include_prompt_in_result=False, end_token=[])
+                return [result.sequences_ids[0] for result in found]
+
+            ways = {"lmbook": by_us, "transformers": by_transformers, "ctranslate2": by_ctranslate2}
+            texts = {name: way() for name, way in ways.items()}
+            for name, text in texts.items():
+                assert [row[:5] for row in text] == [row[:5] for row in texts["lmbook"]], f"{name} writes something else"
+                assert all(len(row) == n for row in text), f"{name} has stopped early"
+            best = turns(ways, settings)
+            out.append({"parameters": sum(p.numel() for p in ours.parameters()), "rows": rows,
+                        **{name: n * rows / seconds for name, seconds in best.items()},
+                        "to_transformers": best["transformers"] / best["lmbook"], "to_ctranslate2": best["ctranslate2"] / best["lmbook"]})
     return out
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .core import Check, LmbookError
 
@@ -28,6 +29,9 @@ _check = Check(AttentionError)
 
 def _check_heads(q: Tensor, k: Tensor, v: Tensor | None = None) -> None:
     "Raise AttentionError unless queries, keys and values fit together."
+    if v is not None and q.ndim == k.ndim == 4 and q.dtype == k.dtype == v.dtype and q.is_floating_point():
+        (B, H, _, d), (rows, heads, _, size) = q.shape, k.shape
+        if B == rows and d == size and v.shape[:-1] == k.shape[:-1] and not H % heads: return  # the usual case, at each token written
     given = {"queries": q, "keys": k} if v is None else {"queries": q, "keys": k, "values": v}
     for name, x in given.items():
         if x.ndim != 4:
@@ -182,6 +186,8 @@ def attention(
     is_causal, `causal` puts the queries at the end if there are more keys than queries, as with a cache, and goes together with a mask.
     Raises AttentionError where shapes, dtypes or the mask do not fit.
     """
+    if q.ndim == 4 and q.shape[2] > 1 and has_torch_function_variadic(q, k, v):  # an onlooker sees one operation, as of PyTorch's own
+        return handle_torch_function(attention, (q, k, v), q, k, v, mask, causal=causal, scale=scale, dropout=dropout)
     _check_heads(q, k, v)
     slow_back = q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad and k.shape[2] <= 512
     if slow_back:  # of short rows, the kernel's way back is slow in this precision
@@ -334,10 +340,11 @@ class Rotary:
             sizes = "x".join(str(n) for n in cos.shape[:-1] if n > 1)
             raise AttentionError(f"Positions for {sizes} tokens do not fit {tuple(x.shape)}: one for each token.")
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        half = self.layout == "half"
-        a, b = wide.chunk(2, -1) if half else (wide[..., ::2], wide[..., 1::2])
-        turned = a * cos - b * sin, a * sin + b * cos
-        return (torch.cat(turned, -1) if half else torch.stack(turned, -1).flatten(-2)).to(x.dtype)
+        if self.layout == "half":  # (a, b) becomes (a cos - b sin, b cos + a sin), and rolled by half it is (b, a)
+            turned = wide * torch.cat([cos, cos], -1) + wide.roll(self.d_head // 2, -1) * torch.cat([-sin, sin], -1)
+            return turned.to(x.dtype)
+        a, b = wide[..., ::2], wide[..., 1::2]
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
 # %% ../nbs/36_attention.ipynb #def411a108
 AttentionPositions = Literal["none", "rotary", "alibi"]  # what attention itself can know of places; vectors are added to its input
@@ -416,7 +423,7 @@ class Attention(nn.Module):
         self.rotary = c.rotary if c.positions == "rotary" else None
         self.register_buffer("slopes", alibi_slopes(c.n_head) if c.positions == "alibi" else None, persistent=False)
 
-    def _split(self, x: Tensor) -> Tensor: return x.unflatten(-1, (-1, self.config.size)).transpose(1, 2)  # (B, T, H d) to (B, H, T, d)
+    def _split(self, x: Tensor) -> Tensor: return x.view(*x.shape[:-1], -1, self.config.size).transpose(1, 2)  # (B, T, H d) to (B, H, T, d)
 
     def keys_values(
         self,

@@ -12,8 +12,9 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from .attention import Attention, LearnedPositions, attention
+from .attention import Attention, LearnedPositions
 from .core import Check, LmbookError, TokenModel, check_task, scores_of
 from .networks import LayerNorm, RMSNorm
 from .recurrent_lm import RecurrentLM
@@ -161,84 +162,185 @@ class KVCache:
         return sum(x.numel() * x.element_size() for x in stores)
 
 # %% ../nbs/40_cache.ipynb #149f41167f
-_PLAIN_PARTS = {  # the exact types of which a decoder of the common kind is made: a subclass may compute something else
-    Transformer, Embed, Stack, Block, Attention, FeedForward, LearnedPositions, LayerNorm, RMSNorm,
-    nn.Embedding, nn.Linear, nn.Dropout, nn.Identity, nn.ModuleList, nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh,
+_PLAIN_PARTS = {  # the exact types whose forward does the same at each call: a subclass may count, print or look at what it computes
+    Transformer, Embed, Stack, Block, Attention, FeedForward, LearnedPositions, LayerNorm, RMSNorm, nn.Embedding, nn.Linear, nn.Dropout,
+    nn.Identity, nn.ModuleList, nn.Sequential, nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh,
 }  # fmt: skip
 
 
-class _ShortCut:
-    """A few more tokens through a plain decoder: its operations, without the modules around them.
+def _plain(model: nn.Module) -> bool:
+    "Whether nothing happens in a model's forward but operations on tensors, the same at each call."
+    def one(m: nn.Module) -> bool:
+        hooked = m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m)
+        return type(m) in _PLAIN_PARTS and not hooked and not m.training
 
-    For small models Python's work on modules takes longer than the arithmetic. `fits` says whether a model is of the common kind; others
-    take the long way, and so do padded batches. The results are those of the model.
+    return all(map(one, model.modules()))
+
+
+class _Unwritten(Exception):
+    "A line mentions something that has no name on a tape."
+
+
+class _Tape(TorchFunctionMode):
+    """Writes down the operations of a model's own forward, as the lines of a Python function without modules, checks and branches.
+
+    For the model it is also the cache. Appending to the real one is a line like any other.
     """
 
-    def __init__(self, model: Transformer):
-        def pair(m: Any) -> tuple: return m.weight, getattr(m, "bias", None)  # RMSNorm has none
+    def __init__(self, cache: KVCache, ids: Tensor, mask: Tensor | None, positions: Tensor):
+        super().__init__()
+        self.cache, self.mask, self.positions = cache, mask, positions
+        self.length, self.cross, self.paused = cache.length, list(cache.cross), False
+        self.whole = True  # False: the model does something that cannot be written down; it looks at numbers, for instance
+        self.lines: list[tuple[str, str, list[str]]] = []  # what is set, by which function, from what
+        self.names = {id(ids): "ids", id(mask): "mask", id(positions): "positions"}
+        self.made: dict[tuple[str, ...], list[str]] = {}  # what a function made of something
+        self.fixed: set[int] = set()  # tensors that are the same at each step
+        self.values: dict[str, Any] = {}  # what the lines mention and do not make: weights, functions
+        self.alive: list[Any] = [ids, mask, positions]  # while it lives nothing else has its id
 
-        def glued(*ms: nn.Linear) -> tuple:  # maps of the same input as one
-            weights: list[Tensor] = [m.weight for m in ms]
-            biases: list[Tensor] = [m.bias for m in ms if m.bias is not None]
-            return torch.cat(weights), torch.cat(biases) if biases else None
+    def _name(self, x: Any, new: str = "") -> str:
+        self.alive.append(x)
+        name = self.names[id(x)] = new or f"c{len(self.values)}"
+        if not new: self.values[name] = x
+        return name
 
-        c, decoder = model.config, model.decoder
-        assert decoder is not None  # see `fits`
-        self.heads, self.kv, self.d = c.n_head, c.attention.n_kv, c.attention.size
-        self.tokens = model.embed.tokens.weight
-        self.table = None if model.embed.positions is None else model.embed.positions.table.weight
-        self.shape, self.eps, self.rms, self.out = (c.d_model,), c.norm_eps, c.norm == "rms", model.out.weight
-        self.split = self.heads * self.d, self.kv * self.d, self.kv * self.d
-        self.blocks: list[tuple] = []
-        for b in decoder.blocks:
-            assert isinstance(b, Block)
-            a, gate = b.attention, b.mlp.gate
-            looks = pair(b.attention_norm), glued(a.query, a.key, a.value), pair(a.out)
-            up = pair(b.mlp.up) if gate is None else glued(gate, b.mlp.up)
-            self.blocks.append((*looks, pair(b.mlp_norm), up, gate is not None, pair(b.mlp.down), b.mlp.act.forward))
-        self.last = pair(decoder.norm)
-        self.turns: tuple[Tensor, Tensor] | None = None
-        if decoder.rotary is not None:  # x cos + (x with its halves swapped) sin is the turn of `Rotary`, layout "half"
-            cos, sin = decoder.rotary.at(torch.arange(c.context_length, device=self.tokens.device))
-            self.turns = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+    def _text(self, x: Any) -> str:
+        "How a line mentions something."
+        if x is None or type(x) in (bool, int, str): return repr(x)
+        if x is Ellipsis: return "..."
+        if isinstance(x, slice): return f"slice{self._text((x.start, x.stop, x.step))}"
+        if isinstance(x, tuple): return f"({''.join(self._text(part) + ', ' for part in x)})"
+        if isinstance(x, list): return f"[{', '.join(map(self._text, x))}]"
+        if isinstance(x, Tensor) or callable(x): return self.names.get(id(x)) or self._name(x)
+        if isinstance(x, float | torch.dtype | torch.device): return self._name(x)
+        raise _Unwritten
 
-    @staticmethod
-    def fits(model: Transformer) -> bool:
-        c = model.config
-        common = c.kind == "decoder" and c.norm_first and c.residual and c.norm != "none" and c.head == "linear"
-        common = common and c.positions in ("learned", "rotary", "none") and c.window is None and c.types == 0 and not c.embed_norm
-        if not common or model.out.weight.dtype != torch.float32: return False
-        if sum(p.numel() for p in model.parameters()) >= 30_000_000: return False  # arithmetic takes the time, and glued maps the memory
-        return all(type(m) in _PLAIN_PARTS and not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    def _line(self, out: Tensor | Sequence[Tensor], function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        try: given = [self._text(x) for x in args] + [f"{key}={self._text(x)}" for key, x in kwargs.items()]
+        except _Unwritten:
+            self.whole = False
+            return
+        outs = [out] if isinstance(out, Tensor) else list(out)
+        name = self._text(function)
+        known = self.made.get((name, *given), [])  # the same of the same is not done twice
+        made = [self._name(x, y) for x, y in zip(outs, known or [f"x{len(self.alive) + i}" for i in range(len(outs))])]
+        if known: return
+        self.made[(name, *given)] = made
+        self.lines.append((", ".join(made) + ("" if isinstance(out, Tensor) else ","), name, given))
 
-    def _norm(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.rms: return torch.rms_norm(x, self.shape, weight, self.eps)
-        return torch.layer_norm(x, self.shape, weight, bias, self.eps)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out, name = func(*args, **kwargs), func.__name__
+        if self.paused or not self.whole: return out
+        if kwargs.get("inplace") or "out" in kwargs or (name.endswith("_") and name[-2:] != "__") or name == "__setitem__":
+            self.whole = False
+        elif isinstance(out, Tensor):
+            if any(out is x for x in args): return out  # it did nothing, as dropout now
+            parts = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor | tuple | list)]
+            if all(id(x) in self.fixed or type(x) is torch.Size for x in parts):  # made of nothing that could change
+                self.fixed.add(id(out))
+                self.alive.append(out)
+            else: self._line(out, func, args, kwargs)
+        elif isinstance(out, tuple | list) and out and all(isinstance(x, Tensor) for x in out): self._line(out, func, args, kwargs)
+        elif name not in ("__get__", "size", "dim", "numel", "is_floating_point", "__len__", "promote_types"): self.whole = False
+        return out
 
-    def __call__(self, ids: Tensor, cache: KVCache) -> Tensor: # (B, T) to (B, T, V)
-        (B, T), H, K, d = ids.shape, self.heads, self.kv, self.d
-        _, places = cache.extend(B, T, None, ids.device)
-        x = torch.embedding(self.tokens, ids)
-        if self.table is not None: x = x + torch.embedding(self.table, places)
-        if self.turns is not None: cos, sin = self.turns[0][places], self.turns[1][places]
-        for i, (norm1, qkv, out, norm2, up, gated, down, act) in enumerate(self.blocks):
-            q, k, v = F.linear(self._norm(x, *norm1), *qkv).split(self.split, -1)
-            q, k, v = q.view(B, T, H, d), k.view(B, T, K, d), v.view(B, T, K, d)
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-            if self.turns is not None:
-                q = torch.addcmul(q * cos, q.roll(d // 2, -1), sin)
-                k = torch.addcmul(k * cos, k.roll(d // 2, -1), sin)
-            k, v = cache[i].append(k, v)
-            if T == 1: found = F.scaled_dot_product_attention(q.reshape(B, K, H // K, d), k, v)  # queries that share keys go in together
-            else: found = attention(q, k, v, causal=True).transpose(1, 2)
-            x = x + F.linear(found.reshape(B, T, H * d), *out)
-            h = F.linear(self._norm(x, *norm2), *up)
-            if gated:
-                gate, h = h.chunk(2, -1)
-                h = act(gate) * h
-            else: h = act(h)
-            x = x + F.linear(h, *down)
-        return F.linear(self._norm(x, *self.last), self.out)
+    def extend(self, *_: Any) -> tuple[Tensor | None, Tensor]: return self.mask, self.positions
+
+    def __getitem__(self, layer: int) -> "_TapeLayer": return _TapeLayer(self, self.cache[layer])
+
+    def same(self, other: "_Tape") -> bool:
+        "Whether the other wrote down the same, and mentioned the same."
+        if self.lines != other.lines or self.values.keys() != other.values.keys(): return False
+        pairs = ((x, other.values[name]) for name, x in self.values.items())
+        return all(x is y or (torch.equal(x, y) if isinstance(x, Tensor) else x == y) for x, y in pairs)
+
+    def _glue(self, copies: dict[tuple[int, ...], Tensor]) -> None:
+        """Linear maps of the same input become one, with weights that are laid out as a single token wants them, column by column.
+
+        What was copied for one shape of step serves all.
+        """
+        def copy(*parts: Tensor) -> Tensor:
+            key = tuple(map(id, parts))
+            if key not in copies: copies[key] = torch.cat(parts).mT.contiguous().mT if parts[0].ndim == 2 else torch.cat(parts)
+            return copies[key]
+
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for i, (_, function, args) in enumerate(self.lines):
+            kept = self.values[function] is F.linear and len(args) == 3 and {args[1], args[2]} <= self.values.keys() | {"None"}
+            if kept: groups.setdefault((args[0], args[2] == "None"), []).append(i)
+        lines = [[line] for line in self.lines]
+        for (x, unbiased), group in groups.items():
+            outs, functions, given = zip(*(self.lines[i] for i in group))  # one for each of these maps
+            weights = [self.values[args[1]] for args in given]
+            bias = "None" if unbiased else self._text(copy(*(self.values[args[2]] for args in given)))
+            joined = [x, self._text(copy(*weights)), bias]
+            for i in group: lines[i] = []
+            if len(group) == 1: lines[group[0]] = [(outs[0], functions[0], joined)]
+            else:
+                parts = [f"g{group[0]}", self._text([len(w) for w in weights]), "-1"]
+                lines[group[0]] = [(parts[0], functions[0], joined), (", ".join(outs), self._text(torch.split), parts)]
+        self.lines = [line for part in lines for line in part]
+
+    def function(self, out: Tensor, copies: dict[tuple[int, ...], Tensor] | None) -> Callable[[Tensor, Tensor | None, Tensor], Tensor]:
+        "The lines as a function of ids, mask and positions that returns what came out of them. None: no weights are copied."
+        if copies is not None: self._glue(copies)
+        head = f"def step(ids, mask, positions, {', '.join(f'{name}={name}' for name in self.values)}):"
+        body = [f"    {out} = {function}({', '.join(args)})" for out, function, args in self.lines]
+        scope = dict(self.values)
+        exec("\n".join([head, *body, f"    return {self.names[id(out)]}"]), scope)
+        return scope["step"]
+
+
+class _TapeLayer:
+    "A layer of a cache, as a `_Tape` shows it to a model."
+
+    def __init__(self, tape: _Tape, layer: _Layer): self.tape, self.layer = tape, layer
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.tape.paused = True
+        out = self.layer.append(k, v)
+        self.tape.paused = False
+        self.tape._line(out, self.layer.append, (k, v), {})
+        return out
+
+
+class _Steps:
+    """Reads on with a model and its cache, and is quick where the same is done again and again.
+
+    For small models Python's work on modules takes longer than the arithmetic. So the operations of two steps of the same shape are written
+    down, at different lengths of the text. If both did the same, further ones do just that; if not, as with ALiBi, where the scores depend
+    on the length, the model reads on by itself.
+    """
+
+    patience = 3  # steps of a shape before it is written down: that costs a few steps' time
+
+    def __init__(self, model: Transformer, cache: KVCache):
+        self.model, self.cache, self.plain = model, cache, model.config.kind == "decoder" and _plain(model)
+        self.known: dict[tuple[int | None, ...], Any] = {}  # of a shape: how many steps, the first on tape, a function, or None: no way
+        small = sum(p.numel() for p in model.parameters()) < 30_000_000  # else copies take too much memory
+        self.copies: dict[tuple[int, ...], Tensor] | None = {} if small else None
+
+    def __call__(self, ids: Tensor, memory: Memory | None = None) -> Tensor: # (B, T) to (B, T, V)
+        (B, T), cache = ids.shape, self.cache
+        seen = None if cache.window is None else min(cache.length - cache.first, cache.window)
+        key = B, T, cache.tokens is None, seen
+        known = self.known.get(key, 0)
+        waits = type(known) is int and known < self.patience or isinstance(known, _Tape) and known.length == cache.length
+        if waits or known is None or not self.plain or cache.length + T > self.model.config.context_length:
+            if type(known) is int: self.known[key] = known + 1
+            return self.model(ids, cache=cache, memory=memory)
+        mask, positions = cache.extend(B, T, None, ids.device)
+        if callable(known): return known(ids, mask, positions)
+        tape = _Tape(cache, ids, mask, positions)
+        with tape: out = self.model(ids, cache=tape)
+        self.plain = tape.whole
+        if not tape.whole: return out
+        if type(known) is int: self.known[key] = tape
+        else: self.known[key] = tape.function(out, self.copies) if tape.same(known) else None
+        return out
+
 
 # %% ../nbs/40_cache.ipynb #dd5d667fae
 Rows = Sequence[Sequence[int]]  # texts as ids, of any lengths
@@ -300,19 +402,17 @@ class _Cached:
         self.model, self.config, self.room = model, model.config, room
         self.limit: int | None = model.config.context_length
         self.device = device_of(model)
-        self.short = _ShortCut(model) if type(model) is Transformer and _ShortCut.fits(model) else None
         self.memory: Memory | None = None if source is None else model.encode(*_pad_left(source, self.device))
 
     def start(self, rows: Rows) -> Tensor: # (B, V)
         most = max(map(len, rows))
         self.cache = KVCache(self.config.n_layer, self.config.window, min(most + self.room, max(self.config.context_length, most)))
+        self.steps = _Steps(self.model, self.cache)
         ids, segments = _pad_left(rows, self.device)
         hidden = self.model.hidden(ids, segments=segments, cache=self.cache, memory=self.memory)
         return self.model.score(hidden[:, -1])  # one place of the prompt is asked
 
-    def read(self, ids: Tensor) -> Tensor: # (B, T, V)
-        if self.short is not None and self.cache.tokens is None: return self.short(ids, self.cache)
-        return self.model(ids, cache=self.cache, memory=self.memory)
+    def read(self, ids: Tensor) -> Tensor: return self.steps(ids, self.memory)  # (B, T, V)
 
     def select(self, rows: Tensor) -> None:
         self.cache.select(rows)

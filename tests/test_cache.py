@@ -1,4 +1,4 @@
-"""Reading once: caches equal to none, padding that nobody notices, the short cut equal to the model, every kind of model read."""
+"""Reading once: caches equal to none, padding that nobody notices, steps written down equal to the model's, every kind of model read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lmbook.cache import GenerationError, KVCache, _Cached, _ShortCut
+from lmbook.cache import GenerationError, KVCache, _Cached
 from lmbook.generation import SamplingConfig, beam_search, generate
 from lmbook.language_models import NGram, NGramConfig
+from lmbook.networks import LayerNorm
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.transformer import Transformer
 from tests.writers import GREEDY, Table, V, slowly, transformer
@@ -52,46 +53,122 @@ def test_a_batch_with_padding_is_each_row_alone(name):
     assert len({tuple(row) for row in together}) > 1
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"positions": "rotary", "norm": "rms", "activation": "swiglu", "n_kv_head": 2, "bias": False, "tie": True},
-    {"positions": "none", "n_kv_head": 1, "mlp_bias": False}, {"d_head": 12, "activation": "geglu"},
-])  # fmt: skip
-def test_the_short_cut_is_the_model(changes):
-    model = transformer(12, **changes)
-    ids = torch.randint(V, (3, 20), generator=torch.Generator().manual_seed(0))
+def quick(reader: _Cached) -> list:
+    "Of which shapes the steps are written down."
+    return [key for key, known in reader.steps.known.items() if callable(known)]
+
+
+def test_a_model_that_looks_at_numbers_runs_itself(monkeypatch):
+    "Also where it looks after the cache has taken the step in: no token is read twice."
+    plain = LayerNorm.forward
+    monkeypatch.setattr(LayerNorm, "forward", lambda self, x: plain(self, x) * (2 if float(x.flatten()[0]) > -1e9 else 1))
+    model, ids = transformer(12), torch.randint(V, (1, 30), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         reader = _Cached(model, None, 4)
-        assert reader.short is not None
-        got = [reader.start(ids[:, :5].tolist())[:, None], *(reader.read(ids[:, t : t + 1]) for t in range(5, 12))]
-        got += [reader.read(ids[:, 12:16]), reader.read(ids[:, 16:])]
-        torch.testing.assert_close(torch.cat(got, 1), model(ids)[:, 4:], atol=2e-5, rtol=1e-4)
+        got = [reader.start(ids[:, :5].tolist())[:, None], *(reader.read(ids[:, t : t + 1]) for t in range(5, 20))]
+        assert not quick(reader) and reader.cache.length == 20
+        torch.testing.assert_close(torch.cat(got, 1), model(ids[:, :20])[:, 4:], atol=2e-5, rtol=1e-4)
 
 
-def test_the_short_cut_is_not_taken_where_it_would_be_wrong():
-    odd = (
-        {"norm_first": False}, {"positions": "alibi"}, {"window": 4}, {"head": "bert"}, {"kind": "encoder"}, {"residual": False},
-        {"norm": "none"}, {"embed_norm": True}, {"types": 2},
-    )  # fmt: skip
-    for changes in odd:
-        assert not _ShortCut.fits(transformer(0, **changes)), changes
-    model = transformer()
-    assert _ShortCut.fits(model) and not _ShortCut.fits(transformer().double())
-    called = []
+@pytest.mark.parametrize("changes", [
+    {}, {"positions": "rotary", "norm": "rms", "activation": "swiglu", "n_kv_head": 2, "bias": False, "tie": True},
+    {"positions": "none", "n_kv_head": 1, "mlp_bias": False}, {"d_head": 12, "activation": "geglu"}, {"positions": "sinusoidal"},
+    {"norm_first": False}, {"residual": False}, {"embed_norm": True, "types": 2, "head": "bert"},
+    {"positions": "rotary", "window": 4}, {"positions": "alibi", "window": 3},
+])  # fmt: skip
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_was_written_down_is_the_model(changes, padded):
+    model = transformer(12, **changes)
+    ids = torch.randint(V, (3, 40), generator=torch.Generator().manual_seed(0))
+    segments = torch.ones_like(ids)
+    if padded: segments[0, :2] = 0
+    rows = [row[row_segments > 0].tolist() for row, row_segments in zip(ids[:, :5], segments[:, :5])]
+    with torch.inference_mode():
+        reader, at = _Cached(model, None, 4), 5
+        got = [reader.start(rows)[:, None]]
+        for n in (1,) * 8 + (3,) * 7:
+            got.append(reader.read(ids[:, at : at + n]))
+            at += n
+        assert {key[:2] for key in quick(reader)} == {(3, 1), (3, 3)}
+        want = model(ids, segments=segments if padded else None)
+        torch.testing.assert_close(torch.cat(got, 1), want[:, 4:at], atol=2e-5, rtol=1e-4)
+        if changes.get("window"): return
+        order = torch.tensor([2, 1, 0])  # steps that were written down further on, with the rows in another order
+        reader.crop(7)
+        reader.select(order)
+        again = [reader.read(ids[order, t : t + 1]) for t in range(7, 10)]
+        torch.testing.assert_close(torch.cat(again, 1), want[order, 7:10], atol=2e-5, rtol=1e-4)
+
+
+def test_a_step_that_depends_on_the_place_is_left_to_the_model():
+    model = transformer(0, positions="alibi")
+    with torch.inference_mode():
+        reader = _Cached(model, None, 20)
+        reader.start([[1, 2]])
+        for _ in range(10):
+            reader.crop(2)  # at the same place a step is the same
+            reader.read(torch.tensor([[3]]))
+        assert not quick(reader)
+        for _ in range(10): reader.read(torch.tensor([[3]]))
+    assert not quick(reader) and reader.steps.plain
+    assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12)
+
+
+def test_a_window_that_is_not_yet_full_again():
+    model = transformer(3, positions="rotary", window=6)
+    ids = torch.randint(V, (1, 30), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        reader = _Cached(model, None, 20)
+        reader.start([ids[0, :2].tolist()])
+        for t in range(2, 16): reader.read(ids[:, t : t + 1])
+        assert quick(reader)
+        reader.crop(2)
+        got = torch.cat([reader.read(ids[:, t : t + 1]) for t in range(2, 16)], 1)
+        torch.testing.assert_close(got, model(ids)[:, 2:16], atol=2e-5, rtol=1e-4)
+
+
+def test_float64_stays_float64():
+    model = transformer(4, positions="rotary", norm="rms").double()
+    ids = torch.randint(V, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        reader = _Cached(model, None, 20)
+        reader.start([ids[0, :2].tolist()])
+        got = torch.cat([reader.read(ids[:, t : t + 1]) for t in range(2, 20)], 1)
+        assert quick(reader) and got.dtype == torch.float64
+        torch.testing.assert_close(got, model(ids)[:, 2:], atol=1e-12, rtol=1e-10)
+
+
+def test_parts_of_another_make_are_asked_at_each_step():
+    model, called = transformer(), []
     model.decoder.blocks[0].mlp.register_forward_hook(lambda *_: called.append(1))
-    generate(model, [1], SamplingConfig(max_new_tokens=5))
-    assert len(called) == 5
+    generate(model, [1], SamplingConfig(max_new_tokens=15))
+    assert len(called) == 15
+
+    model, called = transformer(), []
+    usual = model.out.forward
+    model.out.forward = lambda x: called.append(1) or usual(x)  # of this very module
+    generate(model, [1], SamplingConfig(max_new_tokens=15))
+    assert len(called) == 15
 
     class Scaled(nn.Linear):  # as adapters do
         def forward(self, x): return 2 * super().forward(x)
 
-    model = transformer()
-    model.decoder.blocks[1].mlp.up.__class__ = Scaled
-    assert not _ShortCut.fits(model)
-    assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12)
+    class Counting(nn.Linear):  # something else each time
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x) * (-1) ** (self.calls // 6)
 
     class Own(Transformer):  # a subclass may compute anything
         def score(self, hidden): return -super().score(hidden)
 
+    model = transformer()
+    model.decoder.blocks[1].mlp.up.__class__ = Scaled
+    assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12)
+    model.decoder.blocks[1].mlp.up.__class__ = Counting
+    generate(model, [1, 2], GREEDY)
+    assert model.decoder.blocks[1].mlp.up.calls == 12
     model = transformer()
     model.__class__ = Own
     assert generate(model, [1, 2], GREEDY)[0] == slowly(model, [1, 2], 12) != generate(transformer(), [1, 2], GREEDY)[0]
