@@ -16,7 +16,7 @@ from .core import Check
 from .recurrent import Recurrent, RecurrentConfig, State
 from .seq2seq import Encoded, Seq2SeqConfig
 
-# %% ../nbs/39_alignment.ipynb #c3a12e019b
+# %% ../nbs/39_alignment.ipynb #d98d6961e0
 _check = Check(AttentionError)
 Score = Literal["additive", "dot"]  # how a state and a place are compared
 

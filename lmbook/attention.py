@@ -7,7 +7,7 @@ __all__ = ['RotaryLayout', 'AttentionPositions', 'AttentionError', 'causal_mask'
            'attention_weights', 'attention', 'AdditiveAttention', 'sinusoidal', 'alibi_slopes', 'alibi_bias',
            'Rotation', 'Rotary', 'AttentionConfig', 'Cache', 'Attention', 'LearnedPositions', 'online_attention']
 
-# %% ../nbs/36_attention.ipynb #2230106867
+# %% ../nbs/36_attention.ipynb #0aac3a4e63
 import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -19,7 +19,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from .core import Check, LmbookError
 
-# %% ../nbs/36_attention.ipynb #571c8e5ff2
+# %% ../nbs/36_attention.ipynb #a67e66c555
 class AttentionError(LmbookError):
     "Something about attention or its input that the user can mend. The message says what is wrong and what to do about it."
 
@@ -169,7 +169,7 @@ def attention_weights(
     scale = q.shape[-1] ** -.5 if scale is None else scale
     return _softmax(q @ k.mT * scale, _allowed(mask, causal, q, k))
 
-# %% ../nbs/36_attention.ipynb #480036422b
+# %% ../nbs/36_attention.ipynb #ee7e683cc2
 def attention(
     q: Tensor,  # (B, H, T, d) queries
     k: Tensor,  # (B, H_kv, S, d) keys; H_kv divides H
@@ -264,7 +264,7 @@ def sinusoidal(
     waves = torch.stack([angles.sin(), angles.cos()], -1).flatten(-2)
     return waves if dtype is None else waves.to(dtype)
 
-# %% ../nbs/36_attention.ipynb #e8f3d8afd9
+# %% ../nbs/36_attention.ipynb #77283ceb58
 def alibi_slopes(
     n_head: int,  # at least 1
     dtype: torch.dtype | None = None,  # of the result; None: PyTorch's default, float32
@@ -290,7 +290,7 @@ def alibi_bias(
     slopes = slopes.to(torch.promote_types(slopes.dtype, torch.float32))
     return -slopes[:, None, None] * _back(T, S, S - T, slopes.device).abs()
 
-# %% ../nbs/36_attention.ipynb #86b2d3c0a0
+# %% ../nbs/36_attention.ipynb #b5b9b84676
 RotaryLayout = Literal["half", "interleaved"]
 
 
@@ -346,7 +346,7 @@ class Rotary:
         a, b = wide[..., ::2], wide[..., 1::2]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
-# %% ../nbs/36_attention.ipynb #def411a108
+# %% ../nbs/36_attention.ipynb #8924f7fdc5
 AttentionPositions = Literal["none", "rotary", "alibi"]  # what attention itself can know of places; vectors are added to its input
 
 
@@ -394,7 +394,7 @@ class AttentionConfig:
         "What turns queries and keys."
         return Rotary(self.size, self.rotary_base, self.rotary_layout)
 
-# %% ../nbs/36_attention.ipynb #6e92acca51
+# %% ../nbs/36_attention.ipynb #481ef2fa20
 class Cache(Protocol):
     "What remembers the keys and values of places that were read in earlier calls."
 

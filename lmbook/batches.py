@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['IGNORE', 'BatchError', 'Batch', 'Batches', 'pack_rows', 'Examples', 'TokenStream', 'write_tokens', 'open_tokens']
 
-# %% ../nbs/22_batches.ipynb #f0ea511e7d
+# %% ../nbs/22_batches.ipynb #58625e4e5d
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +120,7 @@ class _Mapped(Batches):
 
     def make(self, item: Any) -> Any: return self.change(self.inner.make(item))
 
-# %% ../nbs/22_batches.ipynb #04fcaa8650
+# %% ../nbs/22_batches.ipynb #346b6e6a69
 def _ids(tokens: Any, what: str) -> np.ndarray:
     "Token ids as a row of whole numbers; a memory-mapped array stays one, and is not read here."
     try: array = tokens if isinstance(tokens, np.ndarray) else np.asarray(tokens)
@@ -276,7 +276,7 @@ class Examples(Batches):
             batch.source, batch.source_segments = torch.from_numpy(source), torch.from_numpy(there.astype(np.int64))
         return batch
 
-# %% ../nbs/22_batches.ipynb #9e389c57b2
+# %% ../nbs/22_batches.ipynb #1d924287ed
 class TokenStream(Batches):
     "One long row of tokens, cut into windows. Each token is predicted from those before it in its window."
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['bio_tags', 'bio_spans', 'TaggerConfig', 'Tagger', 'TaggedSentences', 'tag_loss', 'influence', 'around']
 
-# %% ../nbs/33_bilstm.ipynb #1f19b7744d
+# %% ../nbs/33_bilstm.ipynb #221e1deaee
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from .core import Check, Task, evaluating
 from .recurrent import CellName, Recurrent, RecurrentConfig, RecurrentError
 from .batches import Batch, Batches, IGNORE
 
-# %% ../nbs/33_bilstm.ipynb #a9c59c7a25
+# %% ../nbs/33_bilstm.ipynb #0e38fa34ec
 _check = Check(RecurrentError)
 
 
@@ -59,7 +59,7 @@ def bio_spans(
         elif mark != "O": spans.append((i, i + 1, kind))
     return spans
 
-# %% ../nbs/33_bilstm.ipynb #299cd09262
+# %% ../nbs/33_bilstm.ipynb #0138f91eaa
 @dataclass(frozen=True)
 class TaggerConfig:
     "A recurrent network that gives each word a tag."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'GenerationError', 'KVCache', 'Reader', 'NextLogProbs', 'vocab_size_of', 'device_of', 'reader_of']
 
-# %% ../nbs/40_cache.ipynb #726e57afb0
+# %% ../nbs/40_cache.ipynb #fcae5f9084
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,7 +28,7 @@ class GenerationError(LmbookError):
 
 _check = Check(GenerationError)
 
-# %% ../nbs/40_cache.ipynb #7b875dfb77
+# %% ../nbs/40_cache.ipynb #1bbde35ac1
 class _Layer:
     "The keys and values of one layer: an `lmbook.attention.Cache`. Where they go is the business of the KVCache."
 
@@ -161,7 +161,7 @@ class KVCache:
         stores = [x for layer in self._layers for x in (layer.k, layer.v) if x is not None]
         return sum(x.numel() * x.element_size() for x in stores)
 
-# %% ../nbs/40_cache.ipynb #149f41167f
+# %% ../nbs/40_cache.ipynb #9dc4c62eec
 _PLAIN_PARTS = {  # the exact types whose forward does the same at each call: a subclass may count, print or look at what it computes
     Transformer, Embed, Stack, Block, Attention, FeedForward, LearnedPositions, LayerNorm, RMSNorm, nn.Embedding, nn.Linear, nn.Dropout,
     nn.Identity, nn.ModuleList, nn.Sequential, nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh,
@@ -341,8 +341,7 @@ class _Steps:
         else: self.known[key] = tape.function(out, self.copies) if tape.same(known) else None
         return out
 
-
-# %% ../nbs/40_cache.ipynb #dd5d667fae
+# %% ../nbs/40_cache.ipynb #602c8e872c
 Rows = Sequence[Sequence[int]]  # texts as ids, of any lengths
 
 

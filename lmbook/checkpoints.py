@@ -6,7 +6,7 @@
 __all__ = ['CheckpointError', 'save_weights', 'load_weights', 'save_checkpoint', 'checkpoint_problem', 'Found', 'steps_in',
            'latest', 'load_state', 'Checkpoints']
 
-# %% ../nbs/24_checkpoints.ipynb #a16c721cf0
+# %% ../nbs/24_checkpoints.ipynb #6547fcbaf8
 import hashlib
 import json
 import shutil
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .core import whole_file, whole_folder
 from .training import Event, JsonLog, TrainConfig, Trainer, TrainingError
 
-# %% ../nbs/24_checkpoints.ipynb #778fe68228
+# %% ../nbs/24_checkpoints.ipynb #e141cd4e93
 class CheckpointError(TrainingError):
     "A checkpoint that cannot be written, read, or put into this model. The message says why, and what is still whole."
 
@@ -223,7 +223,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if content["format"] != 1: raise CheckpointError(f"{path} has format {content['format']}; this version of lmbook reads format 1.")
     return _unpack(content["state"], {name: tensor.clone() for name, tensor in load_file(path / "state.safetensors").items()})
 
-# %% ../nbs/24_checkpoints.ipynb #3cb8317ff5
+# %% ../nbs/24_checkpoints.ipynb #51bf74513a
 _FREE = {  # fields of a configuration that may differ when a run goes on
     "steps", "epochs", "eval_every", "patience", "load_best", "save_every", "keep", "log_every", "device", "compile",
 }  # fmt: skip

@@ -8,7 +8,7 @@ __all__ = ['Task', 'COLOURS', 'Colour', 'Point', 'LmbookError', 'Check', 'option
            'TextTokenizer', 'check_task', 'scores_of', 'at_least_float32', 'Box', 'Drawing', 'Measured',
            'measured_once']
 
-# %% ../nbs/01_core.ipynb #b20a6bb9a1
+# %% ../nbs/01_core.ipynb #1685c48add
 import difflib
 import html
 import importlib
@@ -42,7 +42,7 @@ class LmbookError(ValueError):
     Every chapter's own error is one of these.
     """
 
-# %% ../nbs/01_core.ipynb #abba825c93
+# %% ../nbs/01_core.ipynb #fbd9f26925
 @cache
 def _literals(kind: Any) -> dict[str, tuple]:
     "The fields of a dataclass whose type is a Literal, with what may stand there."
@@ -294,7 +294,7 @@ def best_device(
         raise LmbookError("There is no 'mps' here (Apple's GPU). Write device='auto' to take what there is.")
     return device
 
-# %% ../nbs/01_core.ipynb #897afd0100
+# %% ../nbs/01_core.ipynb #3a22f1a45a
 _resting: "WeakKeyDictionary[nn.Module, int]" = WeakKeyDictionary()  # modules in training that rest now, and for how many
 
 
@@ -319,8 +319,7 @@ def evaluating(
                 del _resting[module]
                 module.training = True
 
-
-# %% ../nbs/01_core.ipynb #9d902d92cf
+# %% ../nbs/01_core.ipynb #92ea98e40a
 Task = Literal["next", "masked", "target", "tags"]
 _TASKS = {  # what is predicted, and what such a model is for
     "next": ("the next token", "score it with `evaluate`, write with `generate`"),
@@ -397,8 +396,6 @@ def scores_of(
 def at_least_float32(x: "Tensor") -> "Tensor":
     "Numbers of half precision as float32, in which they can be added up; others as they are."
     return x.float() if x.dtype.itemsize < 4 else x
-
-
 
 # %% ../nbs/01_core.ipynb #9c7a3bcab3
 COLOURS = {"plain": "#f4f4f4", "data": "#d6e6f5", "weights": "#fbe0bf", "result": "#d5ecd0", "wrong": "#f6cfcf", "off": "#ffffff"}

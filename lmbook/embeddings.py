@@ -422,7 +422,7 @@ class Word2VecConfig:
         _check.that(0 < self.min_lr <= self.lr < math.inf, rates)
         _check.positive(self, "subsample", "clip", "noise_power", zero=True)
 
-# %% ../nbs/30_embeddings.ipynb #9a2f2cd502
+# %% ../nbs/30_embeddings.ipynb #ff9d76c0be
 def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     "The different ids and, for each, the sum of its rows: sorted, so that equal ids lie together, and each run is summed."
     ids, order = torch.sort(ids)
@@ -692,7 +692,7 @@ def _lines(path: str | PathLike) -> Iterator[tuple[int, str]]:
         for n, line in enumerate(f, 1):
             if line.strip() and line[0] != "#": yield n, line.strip()
 
-# %% ../nbs/30_embeddings.ipynb #708adcd72c
+# %% ../nbs/30_embeddings.ipynb #22eddd758e
 @dataclass(frozen=True)
 class GloVeConfig:
     "What GloVe learns and how; the paper's defaults where it has one."

@@ -7,7 +7,7 @@ __all__ = ['SamplingConfig', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typ
            'read_prompts', 'check_lengths', 'end_of_text', 'known_to', 'TextStream', 'Constraint', 'generate',
            'Hypothesis', 'beam_search', 'stream', 'generate_text']
 
-# %% ../nbs/41_generation.ipynb #7b3409ed1e
+# %% ../nbs/41_generation.ipynb #857445d2a8
 import codecs
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -76,7 +76,7 @@ class SamplingConfig:
         "Whether earlier tokens change the scores."
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
 
-# %% ../nbs/41_generation.ipynb #0e5307fde9
+# %% ../nbs/41_generation.ipynb #701516e9a2
 def keep_top_k(
     logits: Tensor,  # (..., V)
     k: int,  # at least 1
@@ -174,7 +174,7 @@ def draw(
         message = "There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0."
         raise GenerationError(message) from error
 
-# %% ../nbs/41_generation.ipynb #ea611589a7
+# %% ../nbs/41_generation.ipynb #1ef8cd6b31
 def _plain(x: Any) -> Any:
     "Tensors and arrays as lists and numbers."
     return x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, Iterable) else x
@@ -273,7 +273,7 @@ class Constraint(Protocol):
     def advance(self, state: Any, id: int) -> Hashable: ...  # the state after an id that was allowed
     def complete(self, state: Any) -> bool: ...  # whether the text may end here and nothing else may follow
 
-# %% ../nbs/41_generation.ipynb #7c96b58faf
+# %% ../nbs/41_generation.ipynb #61a5c311fd
 class _Chooser:
     "All that decides on the next token of each row: a constraint, penalties, filters and the dice."
 
@@ -415,7 +415,7 @@ def generate(
         if on_token is not None: on_token(row, id)
     return [out[row] for row in sorted(out)]
 
-# %% ../nbs/41_generation.ipynb #2dc2bdff6e
+# %% ../nbs/41_generation.ipynb #5f431bcf18
 class Hypothesis(NamedTuple):
     "A text that beam search has found."
 

@@ -7,7 +7,7 @@ __all__ = ['Reduction', 'Scheme', 'SCHEMES', 'Norm', 'Activation', 'NORMS', 'ACT
            'cross_entropy', 'gradient_check', 'Value', 'init_weights', 'Signal', 'signal_by_depth', 'LayerNorm',
            'RMSNorm', 'MLPConfig', 'MLP', 'NeuralNGramConfig', 'NeuralNGram']
 
-# %% ../nbs/20_networks.ipynb #8bd643f81e
+# %% ../nbs/20_networks.ipynb #73429e83e6
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def cross_entropy(
     if reduction == "none": return loss.reshape(targets.shape)
     return loss / (flat != ignore_index).sum().clamp(min=1) if reduction == "mean" else loss
 
-# %% ../nbs/20_networks.ipynb #dd3c3ce9bd
+# %% ../nbs/20_networks.ipynb #c4d22d522c
 def gradient_check(
     loss: Callable[[], Tensor],  # computes a number from the parameters, the same each time: no dropout
     parameters: Iterable[Tensor],  # float64, with requires_grad
@@ -423,7 +423,7 @@ class MLP(nn.Module):
         for layer in self.layers: x = layer(x)
         return self.out(self.dropout(self.act(self.norm(x))))
 
-# %% ../nbs/20_networks.ipynb #33de8f6790
+# %% ../nbs/20_networks.ipynb #c211e73f21
 @dataclass(frozen=True)
 class NeuralNGramConfig:
     "Bengio's neural language model."

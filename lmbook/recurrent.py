@@ -49,7 +49,8 @@ def _parts(state: Any, pair: bool, shape: tuple[int, ...], like: Tensor) -> tupl
                 f"The state has the shape {tuple(part.shape)}, this batch and network need {shape}. "
                 "Begin with state=None, or use `select_state`."
             )
-        if part.dtype != like.dtype or part.device != like.device:
+        mixed = torch.is_autocast_enabled(like.device.type)  # then PyTorch itself chooses the precision
+        if part.dtype != like.dtype and not mixed or part.device != like.device:
             raise RecurrentError(
                 f"The state is {part.dtype} on {part.device}, the input {like.dtype} on {like.device}: move the state."
             )
@@ -181,7 +182,7 @@ def gradient_by_distance(
             [gradient] = torch.autograd.grad(own.sum(), copies)
     return gradient.view(B, H, *x.shape[1:]).square().sum((1, 3)).sqrt().flip(1)
 
-# %% ../nbs/32_recurrent.ipynb #eeb737c42c
+# %% ../nbs/32_recurrent.ipynb #6419b524ca
 CellName = Literal["rnn", "lstm", "gru"]
 CELLS: dict[str, type[nn.Module]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}  # PyTorch's, which do all steps in one call
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['States', 'RecurrentLMError', 'RecurrentLMConfig', 'same_mask', 'RecurrentLM', 'CarriedState']
 
-# %% ../nbs/34_recurrent_lm.ipynb #5312293edd
+# %% ../nbs/34_recurrent_lm.ipynb #8bdcb00118
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,7 @@ from .core import Check, LmbookError, Task
 from .recurrent import CellName, Recurrent, RecurrentConfig, State, detach_state
 from .batches import Batch, IGNORE
 
-# %% ../nbs/34_recurrent_lm.ipynb #a0fb3db6d2
+# %% ../nbs/34_recurrent_lm.ipynb #19d9ffe908
 class RecurrentLMError(LmbookError):
     "Something about a recurrent language model or its input that the user can mend. The message says what is wrong and what to do."
 
@@ -73,7 +73,7 @@ def same_mask(
     if not share or not training: return x
     return x * F.dropout(x.new_ones(len(x), 1, x.shape[2]), share)
 
-# %% ../nbs/34_recurrent_lm.ipynb #7d2fef71ec
+# %% ../nbs/34_recurrent_lm.ipynb #87cc30c280
 def _like(state: State, x: Tensor) -> State:
     """On the device of x and in its precision.
 

@@ -410,7 +410,7 @@ def train_run(
     _write_info(folder, info)
     return run
 
-# %% ../nbs/44_runs.ipynb #60a1188248
+# %% ../nbs/44_runs.ipynb #e3701c2bae
 def _draw_curve(folder: Path, info: dict[str, Any]) -> None:
     "The losses of a run as a picture, curve.png."
     from matplotlib.figure import Figure

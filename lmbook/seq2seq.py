@@ -8,7 +8,7 @@ __all__ = ['N_SPECIAL', 'BOS_ID', 'EOS_ID', 'Dilation', 'Pair', 'EncoderName', '
            'recall_task', 'Seq2SeqConfig', 'Encoded', 'reverse_rows', 'Encoder', 'Decoder', 'Seq2Seq', 'Accuracy',
            'greedy_accuracy']
 
-# %% ../nbs/35_seq2seq.ipynb #e31b46906b
+# %% ../nbs/35_seq2seq.ipynb #b03a64d1a8
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from .recurrent import CellName, Recurrent, RecurrentConfig, State
 from .tokenization import SPECIALS
 from .batches import Examples
 
-# %% ../nbs/35_seq2seq.ipynb #9c6a12c97c
+# %% ../nbs/35_seq2seq.ipynb #fb4df9dd9b
 N_SPECIAL = len(SPECIALS)  # ids below it are those of <pad>, <bos>, <eos> and <unk>, as lmbook.tokenization numbers them
 BOS_ID, EOS_ID = SPECIALS.index("<bos>"), SPECIALS.index("<eos>")  # ids
 
@@ -36,7 +36,7 @@ class Seq2SeqError(LmbookError):
 
 _check = Check(Seq2SeqError)
 
-# %% ../nbs/35_seq2seq.ipynb #d3415932d9
+# %% ../nbs/35_seq2seq.ipynb #3e8f175ea0
 Dilation = int | tuple[int, ...] | Literal["doubling"]  # of the windows of all layers, or one for each
 
 
@@ -102,7 +102,7 @@ def token_mask(
             raise Seq2SeqError(f"In row {int(gaps.int().argmax())} padding stands before a token. Padding goes behind the tokens.")
     return mask
 
-# %% ../nbs/35_seq2seq.ipynb #e9adfde9f3
+# %% ../nbs/35_seq2seq.ipynb #2e4e0d17ab
 class _ConvBlock(nn.Module):
     "What one layer adds: normalise, slide the window, bend or gate, mix the numbers of a place."
 
@@ -158,7 +158,7 @@ def receptive_field(config: ConvConfig) -> ReceptiveField:
     reach = sum((config.kernel - 1) * d for d in config.dilations)
     return ReceptiveField(reach, 0) if config.causal else ReceptiveField(reach // 2, reach // 2)
 
-# %% ../nbs/35_seq2seq.ipynb #1106b1b2aa
+# %% ../nbs/35_seq2seq.ipynb #7a4a1c9856
 class ConvLM(nn.Module):
     """A language model that sees the last so many words: vectors, causal convolutions, a score for each next token.
 
@@ -186,7 +186,7 @@ class ConvLM(nn.Module):
         _check.ids(ids, self.vocab_size)
         return self.out(self.encoder(self.embed(ids)))
 
-# %% ../nbs/35_seq2seq.ipynb #829fc01468
+# %% ../nbs/35_seq2seq.ipynb #6bd4433235
 Pair = tuple[np.ndarray, np.ndarray]  # what is given, and what is wanted: <bos> ... <eos>
 
 
@@ -243,7 +243,7 @@ def recall_task(
         pairs.append((np.insert(row, at, N_SPECIAL + letters), _as_target(row[at : at + 1])))
     return pairs
 
-# %% ../nbs/35_seq2seq.ipynb #eac6eb9c9e
+# %% ../nbs/35_seq2seq.ipynb #3a28459af2
 EncoderName = Literal["lstm", "gru", "rnn", "bilstm", "bigru", "conv"]
 ENCODERS: tuple[EncoderName, ...] = get_args(EncoderName)
 
@@ -291,7 +291,7 @@ class Seq2SeqConfig:
         "The stack of an encoder that is made of convolutions."
         return ConvConfig(self.d_hidden, self.kernel, self.n_layer, self.dilation, causal=False, dropout=self.dropout)
 
-# %% ../nbs/35_seq2seq.ipynb #1b3f5b29d4
+# %% ../nbs/35_seq2seq.ipynb #238b0363cb
 class Encoded(NamedTuple):
     "What an encoder leaves behind. A decoder of this chapter looks at the summary only."
 
@@ -381,7 +381,7 @@ class Decoder(nn.Module):
         h, after = self.body(x, self.begin(memory) if state is None else state)
         return self.out(self.dropout(h)), after
 
-# %% ../nbs/35_seq2seq.ipynb #6177bf7365
+# %% ../nbs/35_seq2seq.ipynb #d6849b742a
 class Seq2Seq(nn.Module):
     """Sequence to sequence (Sutskever, Vinyals and Le 2014; Cho et al. 2014): an encoder, one vector, a decoder.
 
@@ -425,7 +425,7 @@ class Seq2Seq(nn.Module):
             )
         return self.decoder(ids, self.encode(source, source_segments))[0]
 
-# %% ../nbs/35_seq2seq.ipynb #7851dc815e
+# %% ../nbs/35_seq2seq.ipynb #ac568ec741
 class Accuracy(NamedTuple):
     "How right a model was when it wrote by itself, pair by pair."
 

@@ -6,7 +6,7 @@
 __all__ = ['Loss', 'Event', 'Callback', 'TrainingError', 'next_token_loss', 'TrainConfig', 'History', 'Ranks', 'mean_loss',
            'JsonLog', 'read_log', 'TensorBoard', 'Stateful', 'Keeper', 'Trainer']
 
-# %% ../nbs/23_training.ipynb #4918e45e5c
+# %% ../nbs/23_training.ipynb #04aed5edcf
 import json
 import math
 import signal
@@ -52,7 +52,7 @@ class TrainingError(LmbookError):
 
 _check = Check(TrainingError)
 
-# %% ../nbs/23_training.ipynb #aa89c169f1
+# %% ../nbs/23_training.ipynb #28ed488c93
 Loss = Callable[[nn.Module, Any], tuple[Tensor, int | Tensor]]  # (model, batch): the sum of the losses, and over how many tokens
 
 
@@ -157,7 +157,7 @@ class History:
         best = f", best {self.best:.4f} at step {self.best_step}" if self.best is not None else ""
         return f"History({len(self.rows)} rows to step {last}{best}, stopped: {self.stopped or 'not yet'})"
 
-# %% ../nbs/23_training.ipynb #a6add62384
+# %% ../nbs/23_training.ipynb #9f6df16e28
 @runtime_checkable
 class _Movable(Protocol):
     def to(self, device: Any) -> Any: ...
@@ -218,7 +218,7 @@ def mean_loss(
     if not count: raise TrainingError("There is nothing to evaluate on: no batch, or no target that counts.")
     return total / count
 
-# %% ../nbs/23_training.ipynb #28c9eee0d2
+# %% ../nbs/23_training.ipynb #7b1254e01d
 Event = Literal["start", "step", "log", "evaluate", "save", "end"]
 Callback = Callable[["Trainer", Event, Mapping[str, Any]], None]
 
@@ -266,7 +266,7 @@ class TensorBoard:
                 if name != "step": self.writer.add_scalar(name, value, row["step"])
         elif event == "end": self.writer.close()
 
-# %% ../nbs/23_training.ipynb #62ccbae5fe
+# %% ../nbs/23_training.ipynb #466595d804
 @runtime_checkable
 class Stateful(Protocol):
     "What can say where it stands, and go back there: sources of batches, optimizers, some losses and callbacks."

@@ -6,7 +6,7 @@
 __all__ = ['Kind', 'KINDS', 'MLPActivation', 'GATED', 'PresetName', 'PRESETS', 'TransformerError', 'TransformerConfig', 'preset',
            'FeedForward', 'Block', 'Memory', 'TextCache', 'Stack', 'Embed', 'Transformer', 'count_parameters', 'flops']
 
-# %% ../nbs/37_transformer.ipynb #d4cdb6c383
+# %% ../nbs/37_transformer.ipynb #b4ad162db9
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, NamedTuple, Protocol, cast, get_args
@@ -29,7 +29,7 @@ from lmbook.attention import (
 from .core import Check, LmbookError, Task
 from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, Scheme, init_weights
 
-# %% ../nbs/37_transformer.ipynb #cfaa0c50b3
+# %% ../nbs/37_transformer.ipynb #1ec512b169
 class TransformerError(LmbookError):
     "Something about a Transformer, its input or its files that the user can mend. The message says what is wrong and what to do about it."
 
@@ -131,7 +131,7 @@ class TransformerConfig:
         if "vocab_size" not in values: raise TransformerError("A TransformerConfig needs vocab_size.")
         return cls(**values)
 
-# %% ../nbs/37_transformer.ipynb #dd883952bc
+# %% ../nbs/37_transformer.ipynb #ad44e3391f
 PresetName = Literal["tiny", "small", "base"]
 PRESETS: dict[PresetName, dict[str, Any]] = {  # today's usual parts, in three sizes
     "tiny": {"d_model": 160, "n_layer": 4, "n_head": 5, "context_length": 256},
@@ -217,7 +217,7 @@ class Block(nn.Module):
         if cross is not None and cross_norm is not None: x = self._add(x, cross_norm, lambda h: cross(h, memory, memory_mask))
         return self._add(x, self.mlp_norm, self.mlp)
 
-# %% ../nbs/37_transformer.ipynb #49c6e6038b
+# %% ../nbs/37_transformer.ipynb #2afc2c9cc4
 class Memory(NamedTuple):
     "What an encoder has read. Made once, it can be given to `Transformer.forward` again and again, in place of the source."
 
@@ -306,7 +306,7 @@ class Embed(nn.Module):
         if self.types is not None: x = x + (self.types.weight[0] if types is None else self.types(types))
         return self.dropout(self.norm(x))
 
-# %% ../nbs/37_transformer.ipynb #daa390e56a
+# %% ../nbs/37_transformer.ipynb #c15809587f
 def _count(segments: Tensor) -> Tensor: # (B, T) to (B, T): the place of each token in its document, from 0; at padding the last one before
     "Places where none were given: padding is not counted, and each document begins anew."
     count = (segments > 0).long().cumsum(1) - 1
@@ -487,7 +487,7 @@ class Transformer(nn.Module):
         )  # fmt: skip
         return self.score(hidden)
 
-# %% ../nbs/37_transformer.ipynb #3dbfe41bda
+# %% ../nbs/37_transformer.ipynb #6b346db023
 def count_parameters(config: TransformerConfig) -> int:
     "How many parameters such a model has, without making it. A tied matrix counts once."
     c, bias, mlp_bias = config, int(config.bias), int(config.biased_mlp)
