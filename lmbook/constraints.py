@@ -78,11 +78,18 @@ class RegexMachine:
     """
 
     most = 100_000  # states; counted repeats of repeats explode
+    most_members = 2_000_000  # of all sets together: a set may hold nearly all states
 
     def __init__(self, pattern: str):
-        try: tree = _parser.parse(pattern)
-        except re.error as error: raise GenerationError(f"{pattern!r} is not a regular expression: {error}.") from error
+        _check.that(isinstance(pattern, str), f"A pattern is a text, not {pattern!r}.")
         self.pattern = pattern
+        try: self._make()
+        except re.error as error: raise GenerationError(f"{pattern[:200]!r} is not a regular expression: {error}.") from error
+        except OverflowError: raise GenerationError(f"{pattern[:60]!r} counts too high. Write smaller counts in its repeats.") from None
+        except RecursionError: raise GenerationError(f"{pattern[:60]!r}... is nested too deeply. Make it simpler.") from None
+
+    def _make(self) -> None:
+        tree = _parser.parse(self.pattern)
         self._edges: list[list[tuple[int, int, int]]] = []  # of each state of Thompson's machine: (low, high, target)
         self._free: list[list[int]] = []  # targets without a byte
         self._check_flags(tree.state.flags)
@@ -90,10 +97,11 @@ class RegexMachine:
         self._build(tree, first, self._last, tree.state.flags)
         self._can_end = self._ends()
         self._sets: list[frozenset[int]] = []  # the states
+        self._members = 0  # in all of them
         self._number: dict[frozenset[int], int] = {}
         self._table: list[list[int | None] | None] = []  # for each state and byte the next state; None: not made yet
         start = self._state({first})
-        if start is None: raise GenerationError(f"No text matches {pattern!r}.")
+        if start is None: raise GenerationError(f"No text matches {self.pattern!r}.")
         self.start = start
 
     def _new(self) -> int:
@@ -198,8 +206,9 @@ class RegexMachine:
             todo += new
         if not (key := frozenset(found & self._can_end)): return None
         if key not in self._number:
-            if len(self._sets) >= self.most:
-                raise GenerationError(f"{self.pattern[:60]!r} reaches more than {self.most:,} states. Make it simpler.")
+            self._members += len(key)
+            if len(self._sets) >= self.most or self._members > self.most_members:
+                raise GenerationError(f"{self.pattern[:60]!r} reaches more states than there is room for. Make it simpler.")
             self._number[key] = len(self._sets)
             self._sets.append(key)
             self._table.append(None)

@@ -91,6 +91,11 @@ class Level(NamedTuple):
     suffixes: np.ndarray  # (N,) int32: place one level below of the last n-1 words
 
 
+def _check_order(order: int) -> None:
+    _check.count("order", order)
+    _check.that(order <= 100, f"order={order} is more than 100: nearly no sequence of so many words occurs twice.")
+
+
 @dataclass(frozen=True, eq=False)
 class NGramCounts:
     "How often each sequence of up to `order` words occurs, within documents. The first word of a document counts only as context."
@@ -161,7 +166,7 @@ def count_ngrams(
     Takes some 60 bytes a token while it runs and 16 bytes for each different n-gram afterwards. Raises LanguageModelError for an id that is
     not in the vocabulary and for a corpus with nothing to predict.
     """
-    _check.count("order", order)
+    _check_order(order)
     _check.count("vocab_size", vocab_size)
     if isinstance(documents, str): raise LanguageModelError("documents is a single text. Encode it, and pass [ids] for one document.")
     rows = [row for i, document in enumerate(documents) if len(row := _check.row(document, what=f"document {i}"))]
@@ -209,7 +214,7 @@ class NGramConfig:
     discount: float | tuple[float, float, float] | None = None  # off each count (three: off 1, 2, and more); None: estimated at each order
 
     def __post_init__(self) -> None:
-        _check.counts(self, "order")
+        _check_order(self.order)
         _check.choices(self)
         _check.positive(self, "k")
         _check.that(0 < self.weight < 1, f"weight={self.weight} must lie between 0 and 1, both excluded.")

@@ -107,7 +107,8 @@ def test_dead_ends_of_a_small_vocabulary_are_never_entered():
 @pytest.mark.parametrize(("pattern", "message"), [
     (r"(a)\1", "reference to a group"), ("(?=a)b", "look-around"), (r"\bword", r"\^, \$ or"), ("(?>a)b", "atomic"), ("a*+b", "possessive"),
     ("(?i)yes", "both letters"), ("(?i:y)es", "both letters"), ("(", "not a regular expression"), (r"[^\s\S]", "No text matches"),
-    ("(a{500}){500}", "more than 100,000 states"),
+    ("(a{500}){500}", "more than 100,000 states"), ("a{4294967295}", "counts too high"), ("(" * 5000 + ")" * 5000, "nested too deeply"),
+    (None, "is a text, not None"), (7, "is a text, not 7"), (b"a", "is a text, not b'a'"),
 ])  # fmt: skip
 def test_patterns_that_cannot_be(pattern, message, bytes_):
     with pytest.raises(GenerationError, match=message): regex_constraint(pattern, bytes_)

@@ -118,7 +118,7 @@ def test_long_keys_sort_too():
 @pytest.mark.parametrize(("documents", "V", "order", "says"), [
     ([], 5, 2, "nothing to count: 0 documents"), ([[], [3]], 5, 2, "nothing to count: 1 documents"), (iter(()), 5, 2, "read before"),
     ([[0, 1, 5]], 5, 2, "The id 5 is no token: the text's ids run from 0 to 4"), ([[0, -1, 2]], 5, 2, "The id -1 is no token"),
-    ([[0, 1]], 5, 0, "order=0"),
+    ([[0, 1]], 5, 0, "order=0"), ([[0, 1]], 5, 10**9, "order=1000000000 is more than 100"),
     ([0, 1, 2], 5, 2, "document 0 is 0, not a row of ids"), ([[0, 1.5]], 5, 2, "whole numbers, not float64"),
     ("abc", 5, 2, "a single text"), (["abc"], 5, 2, "document 0 is a text"), ([[[0, 1], [1, 2]]], 5, 2, "shape (2, 2)"),
     ([[0, [1]]], 5, 2, "not one row"), ([[0, 1]], 0, 2, "vocab_size=0"), ([["a", "b"]], 5, 2, "whole numbers, not <U1"),
