@@ -78,6 +78,15 @@ def test_filters_keep_what_they_promise(scores, p, k):
     assert probability[keep_typical(logits, p)[0] > -math.inf].sum() >= p - 1e-4
 
 
+@pytest.mark.parametrize(("p", "kept"), [(.125, 1), (.25, 1), (.26, 2), (.5, 2), (.75, 3), (.76, 4)])
+def test_a_set_that_holds_just_enough_is_enough(p, kept):
+    "Sums of powers of two are exact, so that the border itself is met."
+    assert int(keep_typical(torch.zeros(4), p).isfinite().sum()) == kept
+    assert int(keep_top_p(torch.zeros(4), p).isfinite().sum()) == kept
+    uneven = torch.tensor([.5, .25, .125, .125]).log()
+    assert [int(keep_top_p(uneven, q).isfinite().sum()) for q in (.4, .5, .6, .75, .8, .875)] == [1, 1, 2, 2, 3, 3]
+
+
 def test_frequency_counts_and_presence_does_not():
     logits, counts = torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 3.0, 0.0]])
     config = SamplingConfig(frequency_penalty=0.5, presence_penalty=2.0)
