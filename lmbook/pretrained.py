@@ -515,7 +515,7 @@ def _typed(config: TransformerConfig) -> None:
         wanted = next((k for k in (bool, int, float) if kind in (k, k | None)), None)
         good = isinstance(value, (int, float) if wanted is float else wanted or object) and (wanted is bool or not isinstance(value, bool))
         if not good: raise TypeError(f"{name} is {str(value)[:40]!r}")
-        if wanted is int and value >= 1 << 31: raise TypeError(f"{name} is {str(value)[:40]}, larger than any model")
+        if isinstance(value, int) and value >= 1 << 31: raise TypeError(f"{name} is {str(value)[:40]}, larger than any model")
         if wanted is float and not math.isfinite(value): raise TypeError(f"{name} is {value}")
 
 
