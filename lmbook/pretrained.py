@@ -184,7 +184,7 @@ _STRETCHES = {  # how rotary positions are stretched: by `rope_type`, the fields
 
 
 def _rope(d: Mapping[str, Any]) -> tuple[float, tuple[float, ...]]:
-    "Base and scaling of the rotary positions. Raises TransformerError where they turn a part of each head only, or are scaled in other ways."
+    "Base and scaling of rotary positions. Raises TransformerError where they turn a part of each head only, or are scaled in other ways."
     ropes = [d.get(name) or {} for name in ("rope_scaling", "rope_parameters")]  # of older files, and of newer ones
     rope = ropes[0] | ropes[1]
     kinds = {kind for r in ropes if (kind := r.get("rope_type", r.get("type", "default"))) != "default"}
@@ -435,12 +435,14 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LARGEST: raise ValueError(f"it has {path.stat().st_size:,} bytes, which no such file has")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error: raise TransformerError(f"{path} cannot be read as JSON: {error}. Is the file whole?") from error
+    except (ValueError, OSError, RecursionError) as error:
+        raise TransformerError(f"{path} cannot be read as JSON: {error}. Is the file whole?") from error
     if not isinstance(data, dict): raise TransformerError(f"{path} holds {type(data).__name__}, not an object with fields.")
     return data
 
 
-def _file_name(name: Any) -> bool: return isinstance(name, str) and Path(name).name == name and len(name.encode()) < 256 and "\0" not in name
+def _file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and len(name) < 256 and "\0" not in name
 
 
 def _parts(folder: Path) -> dict[str, set[str]]:
@@ -454,7 +456,8 @@ def _parts(folder: Path) -> dict[str, set[str]]:
         parts: dict[str, set[str]] = {part: set() for part in sorted(set(places.values()))}
         for name, part in places.items(): parts[part].add(name)
         for part in parts:
-            if not (folder / part).is_file(): raise TransformerError(f"{folder / part} is missing, which {index.name} names. Fetch it, too.")
+            if not (folder / part).is_file():
+                raise TransformerError(f"{folder / part} is missing, which {index.name} names. Fetch it, too.")
         return parts
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
@@ -496,7 +499,8 @@ def _config(folder: Path) -> tuple[_Layout, TransformerConfig]:
     if not path.is_file(): raise TransformerError(f"{folder} has no config.json, which says what kind of model this is.")
     data = _json(path)
     kind = data.get("model_type")
-    if not isinstance(kind, str) or kind not in LAYOUTS: raise TransformerError(f"config.json is of a model of type {kind!r}. Known are: {', '.join(LAYOUTS)}.")
+    if not isinstance(kind, str) or kind not in LAYOUTS:
+        raise TransformerError(f"config.json is of a model of type {kind!r}. Known are: {', '.join(LAYOUTS)}.")
     try:
         config = LAYOUTS[kind].read(data)
         _typed(config)
@@ -610,7 +614,8 @@ def load_pretrained(
     folder = Path(folder)
     how, config = _config(folder)
     names = _tensor_names(folder)
-    if config.n_layer > len(names): raise TransformerError(f"config.json says {config.n_layer:,} layers, but there are {len(names):,} tensors.")
+    if config.n_layer > len(names):
+        raise TransformerError(f"config.json says {config.n_layer:,} layers, but there are {len(names):,} tensors.")
     with torch.inference_mode(False):  # whatever its caller does now, it may want to train the model later
         with torch.device("meta"): model = Transformer(config)  # only the shapes: no memory, no random numbers
         if not _has_head(how, config, names): _behead(model)

@@ -430,7 +430,7 @@ class HuggingFaceTokenizer(Tokenizer):
         optional("tokenizers", "tokenization", TokenizerError)
         content = _content(text.encode(errors="replace"), name)
         if (growth := max(_growth(content.get(part)) for part in ("normalizer", "pre_tokenizer", "decoder"))) > _GROWTH:
-            raise TokenizerError(f"{name}: its rules make a text {growth:,.0f} times as long, which is no tokenizer's business. Do not use it.")
+            raise TokenizerError(f"{name}: its rules make a text {growth:,.0f} times as long. Do not use this file.")
         self._tokenizer = _in_library(text, name)
         added = self._tokenizer.get_added_tokens_decoder()
         names = {i: token for token, i in self._tokenizer.get_vocab().items()}
@@ -660,7 +660,7 @@ def _gpt2_json(path: Path, data: bytes) -> dict[str, Any]:
     if not all(type(i) is int and i >= 0 for i in vocab.values()): raise TokenizerError(f"{path}: its ids are no whole numbers from 0 on.")
     said = _settings(path, ("GPT2Tokenizer", "RobertaTokenizer"))
     if not set(BYTE_LETTERS) <= vocab.keys():
-        raise TokenizerError(f"{path}: the 256 bytes are not all among its pieces, so it is not cut as GPT-2's. Ask for its tokenizer.json.")
+        raise TokenizerError(f"{path}: the 256 bytes are not all among its pieces, so this is not like GPT-2's. Ask for its tokenizer.json.")
     lines = [line.removesuffix("\r") for line in _lines(beside, _read_file(beside))]
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if wrong := next((pair for pair in merges if len(pair) != 2), None):

@@ -104,7 +104,8 @@ def test_a_file_is_read_into_float64(tmp_path):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shards(layout, tmp_path):
     variant = "llama" if layout in ("lmbook", "mistral", "qwen2") else layout
-    model = make("encoder" if layout == "bert" else "decoder", variant, bias=layout not in ("lmbook", "mistral", "llama"), mlp_bias=variant != "llama")
+    kind, biased = "encoder" if layout == "bert" else "decoder", layout not in ("lmbook", "mistral", "llama")
+    model = make(kind, variant, bias=biased, mlp_bias=variant != "llama")
     if layout == "qwen2":
         for block in model.decoder.blocks: nn.init.zeros_(block.attention.out.bias)
     save_pretrained(model, tmp_path, layout)
@@ -237,7 +238,8 @@ def test_every_field_is_kept_or_refused(tmp_path):
     changes = {
         "vocab_size": 50, "d_model": 64, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "d_head": 4, "d_ff": 40, "context_length": 30,
         "kind": "encoder-decoder", "norm": "none", "norm_first": False, "activation": "geglu_tanh", "positions": "none",
-        "rotary_base": 500., "rotary_scaling": (2.,), "window": 4, "bias": True, "mlp_bias": True, "tie": False, "dropout": .25, "norm_eps": 1e-3,
+        "rotary_base": 500., "rotary_scaling": (2.,), "window": 4,
+        "bias": True, "mlp_bias": True, "tie": False, "dropout": .25, "norm_eps": 1e-3,
         "source_vocab": 9, "types": 3, "embed_norm": True, "head": "bert", "residual": False, "init": "xavier",
     }  # fmt: skip
     assert set(changes) == {f.name for f in fields(TransformerConfig)}
@@ -272,7 +274,8 @@ def theirs(name: str, seed: int = 0, body: bool = False, **changes):
         "bert": newer,
     }.get(name, {**newer, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None})
     config, model = kinds[name]
-    if body: model = {"gpt2": t.GPT2Model, "bert": t.BertModel, "llama": t.LlamaModel, "mistral": t.MistralModel, "qwen2": t.Qwen2Model}[name]
+    bodies = {"gpt2": t.GPT2Model, "bert": t.BertModel, "llama": t.LlamaModel, "mistral": t.MistralModel, "qwen2": t.Qwen2Model}
+    if body: model = bodies[name]
     torch.manual_seed(seed)
     made = model(config(vocab_size=V, **{**sizes, **changes}))
     with torch.no_grad():

@@ -625,7 +625,8 @@ def foreign(kind: str) -> tokenizers.Tokenizer:
     "A small file from elsewhere whose model has its special tokens among its pieces, as if they were text."
     words = ["a", "b", "x", "y", "▁", "</", "s", ">", "<", "/", "m", "k", "▁a", "tea"]
     if kind == "unigram":
-        theirs = tokenizers.Tokenizer(models.Unigram([*((name, 0.) for name in NAMES), *((word, -5. - i / 9) for i, word in enumerate(words))], 0))
+        scored = [(name, 0.) for name in NAMES] + [(word, -5. - i / 9) for i, word in enumerate(words)]
+        theirs = tokenizers.Tokenizer(models.Unigram(scored, 0))
         theirs.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
         theirs.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
     elif kind == "wordlevel":
@@ -636,7 +637,8 @@ def foreign(kind: str) -> tokenizers.Tokenizer:
         theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     else:
         vocab = {w: i for i, w in enumerate([*NAMES, *words, "s>", "</s"])}
-        theirs = tokenizers.Tokenizer(models.BPE(vocab, [("<", "/"), ("s", ">"), ("</", "s>")], unk_token="<unk>", ignore_merges=kind == "whole"))
+        merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+        theirs = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", ignore_merges=kind == "whole"))
     theirs.add_special_tokens([
         tokenizers.AddedToken("<s>", rstrip=True), tokenizers.AddedToken("</s>", lstrip=True),
         tokenizers.AddedToken("<mask>", single_word=True, lstrip=True), "<unk>", "<new>",
@@ -745,7 +747,10 @@ def test_a_panic_of_the_library_is_an_error_of_ours(monkeypatch):
 BERT_TEXTS = ["The tea, isn't it?", "灯塔 tea", "Café au lait", "a [SEP] b", "x\ty\n", "unbelievable 🍵"]
 
 
-@pytest.mark.parametrize("settings_", [{}, {"do_lower_case": False}, {"do_lower_case": False, "strip_accents": True, "tokenize_chinese_chars": False}])
+CASED = {"do_lower_case": False}
+
+
+@pytest.mark.parametrize("settings_", [{}, CASED, {**CASED, "strip_accents": True, "tokenize_chinese_chars": False}])
 def test_a_vocabulary_of_berts_is_read(settings_, tmp_path):
     transformers = pytest.importorskip("transformers")
     letters = sorted({c for text in BERT_TEXTS for c in text.lower() + text + "cafe" if not c.isspace()})
