@@ -660,7 +660,7 @@ def _gpt2_json(path: Path, data: bytes) -> dict[str, Any]:
     if not all(type(i) is int and i >= 0 for i in vocab.values()): raise TokenizerError(f"{path}: its ids are no whole numbers from 0 on.")
     said = _settings(path, ("GPT2Tokenizer", "RobertaTokenizer"))
     if not set(BYTE_LETTERS) <= vocab.keys():
-        raise TokenizerError(f"{path}: the 256 bytes are not all among its pieces, so this is not like GPT-2's. Ask for its tokenizer.json.")
+        raise TokenizerError(f"{path}: the 256 bytes are not all among its pieces, so it is none like GPT-2's. Ask for its tokenizer.json.")
     lines = [line.removesuffix("\r") for line in _lines(beside, _read_file(beside))]
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
     if wrong := next((pair for pair in merges if len(pair) != 2), None):
