@@ -376,15 +376,22 @@ def ngram_cost(
 _GROWTH = 1000  # so many times as long may the rules of a file make a text; those of real ones hardly double it
 
 
+def _rules(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict): yield part
+    for list_ in ("normalizers", "pretokenizers", "decoders") if isinstance(part, dict) else ():
+        for rule in part.get(list_) or []: yield from _rules(rule)
+
+
 def _growth(part: Any) -> float: # at least 1
-    "How many times as long a text can become by a file's rules, at most; roughly."
-    if not isinstance(part, dict): return 1.0
-    steps = [step for list_ in ("normalizers", "pretokenizers", "decoders") for step in part.get(list_) or []]
-    grown = math.prod(map(_growth, steps)) if len(steps) < 1000 else math.inf
-    pattern = part.get("pattern")
-    least = max(1, len(pattern.get("String", ""))) if isinstance(pattern, dict) and isinstance(pattern.get("String"), str) else 1
-    added = [len(part[name]) for name in ("content", "replacement", "prepend", "prefix") if isinstance(part.get(name), str)]
-    return grown * max([1.0, *(n / least for n in added)])
+    "How many times as long a text can become by a file's rules, at most; roughly. A rule goes on with what an earlier one has written."
+    made: list[tuple[str, float]] = [("", 1.0)]  # what each rule writes, and how much it may be
+    for rule in itertools.islice(_rules(part), 2000):
+        pattern = rule.get("pattern")
+        known = pattern.get("String") if isinstance(pattern, dict) else None  # None: it may find anything
+        before = max(grown for text, grown in made if not text or not isinstance(known, str) or set(known) & set(text))
+        new = [rule[name] for name in ("content", "replacement", "prepend", "prefix") if isinstance(rule.get(name), str)]
+        made += [(text, before * max(1.0, len(text) / len(known or " "))) for text in new if text]
+    return max(grown for _, grown in made)
 
 
 def _safely(name: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -433,11 +440,10 @@ class HuggingFaceTokenizer(Tokenizer):
             raise TokenizerError(f"{name}: its rules make a text {growth:,.0f} times as long. Do not use this file.")
         self._tokenizer = _in_library(text, name)
         added = self._tokenizer.get_added_tokens_decoder()
-        names = {i: token for token, i in self._tokenizer.get_vocab().items()}
+        self._name, names = name, {i: token for token, i in self._tokenizer.get_vocab().items()}
         if not names: raise TokenizerError(f"{name}: its vocabulary is empty. Fetch the file again.")
         if max(names) > 64 * len(names) + (1 << 16):
             raise TokenizerError(f"{name}: it has {len(names):,} tokens, and one of them the id {max(names):,}. The file is damaged.")
-        self._name = name
         self._tokens = [names.get(i, f"<hole {i}>") for i in range(max(names, default=-1) + 1)]
         super().__init__({token.content: i for i, token in sorted(added.items()) if token.special}, [b""] * len(self._tokens))
 

@@ -722,6 +722,14 @@ def test_hostile_files_are_refused(what):
     with pytest.raises(TokenizerError): tokenizer_from_bytes(json.dumps(hostile()[what]).encode())
 
 
+def test_many_rules_that_do_not_meet_are_no_growth():
+    content = json.loads(foreign("wordlevel").to_str())
+    spelled = {"…": "...", "½": "1/2", "¼": "1/4", "¾": "3/4", "℃": "deg", "№": "No.", "™": "TM", "㎏": "kg", "㎝": "cm", "㎡": "m2"}
+    rules = [{"type": "Replace", "pattern": {"String": a}, "content": b} for a, b in spelled.items()]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [*rules, {"type": "Lowercase"}]}
+    assert tokenizer_from_bytes(json.dumps(content).encode()).encode("tea") == [len(NAMES) + 13]
+
+
 def test_files_that_are_none(tmp_path):
     with pytest.raises(TokenizerError, match="not JSON, or it is damaged"): tokenizer_from_bytes(b'{"model":' + b"[" * 200_000)
     with pytest.raises(TokenizerError): tokenizer_from_bytes(b'{"model":' + b'{"a":' * 500 + b"1" + b"}" * 501)
