@@ -311,11 +311,15 @@ class Rotary:
     d_head: int  # numbers in a query or key, even
     base: float = 10_000.  # the slowest pair turns almost by 1/base radians a place
     layout: RotaryLayout = "half"  # which are a pair: "half": i and i + d/2, as Llama's weights; "interleaved": 2i, 2i + 1, as the paper
+    scaling: tuple[float, ...] = ()  # for longer texts than were trained on: (factor,), or Llama 3's (factor, low, high, old context)
 
     def __post_init__(self) -> None:
         _even(self.d_head, "d_head")
         _check.positive(self, "base")
         _check.choices(self)
+        for number in self.scaling: _check.above("scaling", number)
+        if len(self.scaling) not in (0, 1, 4) or len(self.scaling) == 4 and self.scaling[1] >= self.scaling[2]:
+            raise AttentionError(f"scaling={self.scaling} must be (), (factor,), or (factor, low, high, old context) with low < high.")
 
     def at(
         self,
@@ -325,7 +329,17 @@ class Rotary:
         "The turns of some places."
         if positions.ndim not in (1, 2): raise AttentionError(f"Positions have the shape (T,) or (B, T), not {tuple(positions.shape)}.")
         angles = _angles(positions if positions.ndim == 1 else positions[:, None], self.d_head, self.base, dtype)
+        if self.scaling: angles = angles * self._slowed(angles)
         return Rotation(angles.cos(), angles.sin())
+
+    def _slowed(self, like: Tensor) -> Tensor: # (d / 2,)
+        "How much slower each pair turns: all by the factor, or with Llama 3 those that turn less than `low` times in the old context."
+        factor, *bounds = self.scaling
+        if not bounds: return torch.full((self.d_head // 2,), 1 / factor, device=like.device, dtype=like.dtype)
+        low, high, old = bounds
+        turns = _angles(torch.tensor(old / (2 * math.pi), device=like.device), self.d_head, self.base, like.dtype)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        return kept + (1 - kept) / factor
 
     def __call__(
         self,
@@ -365,6 +379,7 @@ class AttentionConfig:
     positions: AttentionPositions = "none"
     rotary_base: float = 10_000.  # see `Rotary`
     rotary_layout: RotaryLayout = "half"
+    rotary_scaling: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check.counts(self, "d_model", "n_head", "n_kv_head", "d_head", "d_memory", "window")
@@ -392,7 +407,7 @@ class AttentionConfig:
     @property
     def rotary(self) -> Rotary:
         "What turns queries and keys."
-        return Rotary(self.size, self.rotary_base, self.rotary_layout)
+        return Rotary(self.size, self.rotary_base, self.rotary_layout, self.rotary_scaling)
 
 # %% ../nbs/36_attention.ipynb #481ef2fa20
 class Cache(Protocol):

@@ -10,7 +10,7 @@ __all__ = ['Ids', 'Smoothing', 'SMOOTHING', 'LanguageModelError', 'Vocabulary', 
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -415,11 +415,12 @@ class NGram:
             raise LanguageModelError(f"{path} is not a whole safetensors file ({error}). Save the model again.") from error
         if about.get("format") != _FORMAT:
             raise LanguageModelError(f"{path} is a safetensors file, but not an n-gram model of this library ({_FORMAT}).")
-        config = NGramConfig(**json.loads(about["config"]))
-        lists: dict[str, list[np.ndarray]] = {"keys": [], "log_probs": [], "log_backoffs": []}
-        for n in range(1, config.order + 1):
-            for name, found in lists.items(): found += [arrays[f"{name}.{n}"]] if f"{name}.{n}" in arrays else []
-        model = cls(config, **lists, discounts=json.loads(about["discounts"]))
+        try:
+            config, discounts = NGramConfig(**json.loads(about["config"])), json.loads(about["discounts"])
+            model = cls(config, **_table(config.order, arrays), discounts=discounts)
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            said = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise LanguageModelError(f"{path} is no whole n-gram model: {said}. Save the model again.") from error
         if tokenizer is not None:
             if tokenizer.vocab_size != model.vocab_size:
                 raise LanguageModelError(
@@ -434,14 +435,17 @@ class NGram:
     def write_arpa(
         self,
         path: str | Path,
-        words: Sequence[str],  # the name of each id; without white space. Other tools expect <s>, </s> and <unk> for the special ones
+        words: Sequence[str],  # the name of each id; without white space. <bos> and <eos> are written <s> and </s>, as other tools expect
     ) -> None:
         "Write the table in the ARPA format, which KenLM, SRILM and others read."
         if self.config.smoothing == "add_k":
             raise LanguageModelError("add_k is no back-off model, so ARPA cannot hold it. Choose another smoothing.")
+        words = [{"<bos>": "<s>", "<eos>": "</s>"}.get(word, word) for word in words]
         if len(words) != self.vocab_size: raise LanguageModelError(f"{len(words)} names for {self.vocab_size} words: give each id one.")
         if len(set(words)) < len(words) or any(len(word.split()) != 1 or word != word.strip() for word in words):
-            raise LanguageModelError("Names in an ARPA file must be different, not empty and without white space.")
+            raise LanguageModelError(
+                "Names in an ARPA file must be different, not empty and without white space. (<bos> is the same as <s>, <eos> as </s>.)"
+            )
         lines = ["\\data\\", *(f"ngram {n}={size}" for n, size in enumerate(self.sizes, 1))]
         names = list(words)
         for n in range(1, self.order + 1):
@@ -458,6 +462,26 @@ class NGram:
 
 
 _FORMAT = "lmbook n-gram 1"
+
+
+def _table(order: int, arrays: Mapping[str, np.ndarray]) -> dict[str, list[np.ndarray]]:
+    "The parts of a model, from the names in its file. Raises KeyError where one is missing, ValueError where they do not fit each other."
+    found: dict[str, list[np.ndarray]] = {"keys": [], "log_probs": [], "log_backoffs": []}
+    for n in range(1, order + 1):
+        for name, list_ in found.items():
+            if n == order and name == "log_backoffs": continue
+            part, kind = arrays[f"{name}.{n}"], np.int64 if name == "keys" else np.float32
+            if part.ndim != 1 or part.dtype != kind: raise ValueError(f"{name}.{n} is {part.dtype} of shape {part.shape}")
+            if len(part) != len(arrays[f"keys.{n}"]): raise ValueError(f"{name}.{n} and keys.{n} are not of one length")
+            if name != "keys" and np.isnan(part).any(): raise ValueError(f"{name}.{n} holds what is no number")
+            list_.append(part)
+        keys, contexts = found["keys"][-1], len(found["keys"][-2]) if n > 1 else 1
+        if (np.diff(keys) <= 0).any(): raise ValueError(f"keys.{n} do not rise")
+        if len(keys) and not 0 <= keys[0] <= keys[-1] < contexts * len(found["keys"][0]): raise ValueError(f"keys.{n} have no context")
+    if spare := sorted(arrays.keys() - {f"{name}.{n}" for name, list_ in found.items() for n in range(1, len(list_) + 1)}):
+        raise ValueError(f"it has {spare[0]} besides")
+    if not len(found["keys"][0]): raise ValueError("it has no words")
+    return found
 
 
 def _fingerprint(tokenizer: TextTokenizer) -> str:

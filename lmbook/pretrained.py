@@ -7,23 +7,26 @@ __all__ = ['Layout', 'LAYOUTS', 'save_pretrained', 'load_pretrained']
 
 # %% ../nbs/38_pretrained.ipynb #aaf35118a5
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .attention import Attention, alibi_slopes
 from .core import Check, whole_file, write_whole
+from .tokenization import Tokenizer
 from .transformer import GATED, MLPActivation, Transformer, TransformerConfig, TransformerError
 
 # %% ../nbs/38_pretrained.ipynb #3e6073e412
 _check = Check(TransformerError)
 # A tensor of theirs, ours that it holds one after the other, and whether it lies on its side.
 _Names = Iterator[tuple[str, tuple[str, ...], bool]]
+_Kind = TypeVar("_Kind")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class _Layout:
     names: Callable[[TransformerConfig], _Names]
     spare: str  # what a file may have besides: a regular expression
     tied: str  # what a file may have if the matrix is tied: the same once more
+    twin: tuple[str, str] = ("", "")  # two tensors of a file that are one; of a model that is not tied the second counts
+    none: Callable[[TransformerConfig], list[str]] = lambda config: []  # tensors of ours that theirs lack: all of their numbers are 0
 
 
 def _affine(theirs: str, ours: str | tuple[str, ...], bias: bool = True, turned: bool = False) -> _Names:
@@ -49,6 +54,10 @@ def _get(data: Mapping[str, Any], name: str) -> Any:
     if data.get(name) is None:
         raise TransformerError(f"config.json has no {name}, which a model of type {data.get('model_type')!r} needs.")
     return data[name]
+
+
+def _or(data: Mapping[str, Any], name: str, default: Any) -> Any: # the default too where the field is null
+    return default if data.get(name) is None else data[name]
 
 
 def _only(data: Mapping[str, Any], **known: Any) -> None:
@@ -163,30 +172,46 @@ def _names_bert(c: TransformerConfig) -> _Names:
     yield from _affine("cls.predictions.transform.dense", "head.0")
     yield from _affine("cls.predictions.transform.LayerNorm", "head.2")
     yield "cls.predictions.bias", ("out.bias",), False
-    if not c.tie: yield "cls.predictions.decoder.weight", ("out.weight",), False
+    if not c.tie: yield from _affine("cls.predictions.decoder", "out")  # whose bias is the one that counts
 
 # %% ../nbs/38_pretrained.ipynb #152afc319f
 _LLAMA_GATES: dict[str, MLPActivation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}  # by the gate's activation
 
 
-def _rope_base(d: Mapping[str, Any]) -> float:
-    "The base of the rotary positions. Raises TransformerError where they are stretched, or turn a part of each head only."
+_STRETCHES = {  # how rotary positions are stretched: by `rope_type`, the fields of it that make our `rotary_scaling`
+    "linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+
+
+def _rope(d: Mapping[str, Any]) -> tuple[float, tuple[float, ...]]:
+    "Base and scaling of rotary positions. Raises TransformerError where they turn a part of each head only, or are scaled in other ways."
     ropes = [d.get(name) or {} for name in ("rope_scaling", "rope_parameters")]  # of older files, and of newer ones
     rope = ropes[0] | ropes[1]
-    if odd := [kind for r in ropes if (kind := r.get("rope_type", r.get("type", "default"))) != "default"]:
+    kinds = {kind for r in ropes if (kind := r.get("rope_type", r.get("type", "default"))) != "default"}
+    if odd := sorted(kinds - set(_STRETCHES)) or sorted(kinds)[1:]:
         raise TransformerError(
             f"config.json scales rotary positions by {odd[0]!r} (rope_scaling), which is not known here: "
-            "the model would read long texts wrongly. Only 'default' is."
+            "the model would read long texts wrongly. Known are 'default', 'linear' and 'llama3'."
         )
     if partial := {rope.get("partial_rotary_factor"), d.get("partial_rotary_factor")} - {None, 1}:
         share = partial.pop()
         raise TransformerError(f"config.json turns a part of each head only (partial_rotary_factor={share}); here all of it is.")
-    return float(rope.get("rope_theta") or d.get("rope_theta") or 10_000.)
+    scaling = tuple(float(_get(rope, name)) for kind in kinds for name in _STRETCHES[kind])
+    return float(rope.get("rope_theta") or d.get("rope_theta") or 10_000.), scaling
+
+
+def _write_rope(c: TransformerConfig) -> dict[str, Any]:
+    kind = {0: "default", 1: "linear", 4: "llama3"}[len(c.rotary_scaling)]
+    rope = {"rope_type": kind, **dict(zip(_STRETCHES.get(kind, ()), c.rotary_scaling))}
+    if kind == "llama3": rope["original_max_position_embeddings"] = int(c.rotary_scaling[3])
+    older = {} if kind == "default" else {"rope_scaling": rope}  # where older readers look
+    return {"rope_theta": c.rotary_base, **older, "rope_parameters": {**rope, "rope_theta": c.rotary_base}}
 
 
 def _read_llama(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, pretraining_tp=1)
-    base, gate = _rope_base(d), _activation(d.get("hidden_act", "silu"))
+    _only_full(d)
+    (base, scaling), gate = _rope(d), _activation(d.get("hidden_act", "silu"))
     if gate not in _LLAMA_GATES:
         raise TransformerError(f"config.json asks for the gate {d['hidden_act']!r}; known are silu, gelu and gelu_pytorch_tanh.")
     heads = _get(d, "num_attention_heads")
@@ -203,12 +228,50 @@ def _read_llama(d: Mapping[str, Any]) -> TransformerConfig:
         activation=_LLAMA_GATES[gate],
         positions="rotary",
         rotary_base=base,
-        bias=d.get("attention_bias", False),
-        mlp_bias=d.get("mlp_bias", False),
-        tie=d.get("tie_word_embeddings", False),
-        dropout=d.get("attention_dropout", 0.),  # theirs is of attention's weights only
-        norm_eps=d.get("rms_norm_eps", 1e-6),
+        rotary_scaling=scaling,
+        bias=_or(d, "attention_bias", False),
+        mlp_bias=_or(d, "mlp_bias", False),
+        tie=_or(d, "tie_word_embeddings", False),
+        dropout=_or(d, "attention_dropout", 0.),  # theirs is of attention's weights only
+        norm_eps=_or(d, "rms_norm_eps", 1e-6),
     )
+
+
+def _only_full(d: Mapping[str, Any]) -> None:
+    "Raise TransformerError where some layers see less than others."
+    if odd := set(_or(d, "layer_types", [])) - {"full_attention"}:
+        raise TransformerError(f"config.json has layers of the type {odd.pop()!r}; here every layer sees the whole text.")
+
+
+def _read_mistral(d: Mapping[str, Any]) -> TransformerConfig:
+    "Llama with a window."
+    like = {name: value for name, value in d.items() if name not in ("attention_bias", "mlp_bias")}
+    heads = {"num_key_value_heads": _or(d, "num_key_value_heads", 8)}
+    return replace(_read_llama({**like, **heads}), window=d.get("sliding_window", 4096))
+
+
+def _write_mistral(c: TransformerConfig) -> dict[str, Any]:
+    described = {name: value for name, value in _write_llama(c).items() if name not in ("attention_bias", "mlp_bias")}
+    return {**described, "model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": c.window}
+
+
+def _read_qwen2(d: Mapping[str, Any]) -> TransformerConfig:
+    "Llama whose queries, keys and values have biases; the map behind them has none, which here is one of zeros."
+    _only(d, use_sliding_window=False)
+    return replace(_read_llama({**d, "attention_bias": True, "mlp_bias": False, "num_key_value_heads": _or(d, "num_key_value_heads", 32)}))
+
+
+def _write_qwen2(c: TransformerConfig) -> dict[str, Any]:
+    described = {name: value for name, value in _write_llama(c).items() if name not in ("attention_bias", "mlp_bias")}
+    return {**described, "model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False}
+
+
+def _zeros_qwen2(c: TransformerConfig) -> list[str]: return [f"decoder.blocks.{i}.attention.out.bias" for i in range(c.n_layer)]
+
+
+def _names_qwen2(c: TransformerConfig) -> _Names:
+    for theirs, ours, turned in _names_llama(c):
+        if not theirs.endswith("o_proj.bias"): yield theirs, ours, turned
 
 
 def _write_llama(c: TransformerConfig) -> dict[str, Any]:
@@ -218,7 +281,7 @@ def _write_llama(c: TransformerConfig) -> dict[str, Any]:
         "vocab_size": c.vocab_size, "hidden_size": c.d_model, "num_hidden_layers": c.n_layer, "num_attention_heads": c.n_head,
         "num_key_value_heads": c.attention.n_kv, "head_dim": c.attention.size, "intermediate_size": c.hidden,
         "max_position_embeddings": c.context_length, "hidden_act": gates.get(c.activation, "silu"), "rms_norm_eps": c.norm_eps,
-        "rope_theta": c.rotary_base, "rope_parameters": {"rope_type": "default", "rope_theta": c.rotary_base},
+        **_write_rope(c),
         "attention_bias": c.bias, "mlp_bias": c.biased_mlp, "tie_word_embeddings": c.tie, "attention_dropout": c.dropout,
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
@@ -238,7 +301,7 @@ def _names_llama(c: TransformerConfig) -> _Names:
 
 # %% ../nbs/38_pretrained.ipynb #d97099530c
 def _read_own(d: Mapping[str, Any]) -> TransformerConfig:
-    return TransformerConfig.from_dict({name: value for name, value in d.items() if name != "model_type"})
+    return TransformerConfig.from_dict({name: value for name, value in d.items() if name not in ("model_type", "body_only")})
 
 
 def _write_own(c: TransformerConfig) -> dict[str, Any]: return {"model_type": "lmbook", **c.to_dict()}
@@ -250,14 +313,18 @@ def _names_own(c: TransformerConfig) -> _Names:
         if not (c.tie and name == "out.weight"): yield name, (name,), False
 
 
-_SPARE_BERT = r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$|cls\.predictions\.decoder\.bias$"
+_SPARE_BERT = r"pooler\.|cls\.seq_relationship\.|embeddings\.position_ids$"
+_SPARE_LLAMA = r"rotary_emb\.inv_freq$"
+_TWIN_BERT = ("cls.predictions.bias", "cls.predictions.decoder.bias")
 
-Layout = Literal["lmbook", "gpt2", "bert", "llama"]
+Layout = Literal["lmbook", "gpt2", "bert", "llama", "mistral", "qwen2"]
 LAYOUTS: dict[str, _Layout] = {  # by the `model_type` of config.json
     "lmbook": _Layout("", _read_own, _write_own, _names_own, r"^$", "out.weight"),
     "gpt2": _Layout("transformer.", _read_gpt2, _write_gpt2, _names_gpt2, r"h\.\d+\.attn\.(masked_)?bias$", "lm_head.weight"),
-    "bert": _Layout("bert.", _read_bert, _write_bert, _names_bert, _SPARE_BERT, "cls.predictions.decoder.weight"),
-    "llama": _Layout("model.", _read_llama, _write_llama, _names_llama, r"rotary_emb\.inv_freq$", "lm_head.weight"),
+    "bert": _Layout("bert.", _read_bert, _write_bert, _names_bert, _SPARE_BERT, "cls.predictions.decoder.weight", _TWIN_BERT),
+    "llama": _Layout("model.", _read_llama, _write_llama, _names_llama, _SPARE_LLAMA, "lm_head.weight"),
+    "mistral": _Layout("model.", _read_mistral, _write_mistral, _names_llama, _SPARE_LLAMA, "lm_head.weight"),
+    "qwen2": _Layout("model.", _read_qwen2, _write_qwen2, _names_qwen2, _SPARE_LLAMA, "lm_head.weight", none=_zeros_qwen2),
 }
 
 # %% ../nbs/38_pretrained.ipynb #8d9a2fec9d
@@ -265,15 +332,53 @@ def _plain(c: TransformerConfig) -> TransformerConfig:
     "With everything said that was left open, so that two ways of saying the same are equal."
     base = c.rotary_base if c.positions == "rotary" else 10_000.
     said = replace(c, n_kv_head=c.attention.n_kv, d_head=c.attention.size, d_ff=c.hidden, mlp_bias=c.biased_mlp)
-    return replace(said, rotary_base=base, init="small")
+    scaling = c.rotary_scaling if c.positions == "rotary" else ()
+    return replace(said, rotary_base=base, rotary_scaling=scaling, init="small")
+
+
+_HEADS = ("out.", "head.")  # what scores the vocabulary
+
+
+class _NoHead(nn.Module):
+    "In the place of what scores the vocabulary, where a file has none."
+
+    _SAYS = "This model was read from a file without a language model's head: it has no scores. Take its vectors: model.hidden(ids)."
+
+    @property
+    def weight(self) -> Tensor: raise TransformerError(self._SAYS)
+
+    def forward(self, x: Tensor) -> Tensor: raise TransformerError(self._SAYS)
+
+
+def _behead(model: Transformer) -> None:
+    "Leave a model its body only."
+    model.out, model.head = cast(nn.Linear, _NoHead()), None
+
+
+def _body(layout: Layout, config: TransformerConfig, described: dict[str, Any]) -> dict[str, Any]:
+    "A config.json of a body alone."
+    names = {"gpt2": "GPT2Model", "bert": "BertModel", "llama": "LlamaModel", "mistral": "MistralModel", "qwen2": "Qwen2Model"}
+    return {**described, "body_only": True} if layout == "lmbook" else {**described, "architectures": [names[layout]]}
+
+
+def _end_files(tokenizer: Tokenizer, described: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    "Where a text begins and ends, in config.json; the files beside it that say so to other programs."
+    marks = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad")}
+    said = {f"{name}_token_id": id for name, id in marks.items() if id is not None}
+    described |= said
+    names = {name: i for name in ("bos", "eos", "pad", "unk") if (i := getattr(tokenizer, f"{name}_id")) is not None}
+    tokens = {f"{name}_token": next(n for n, i in tokenizer.specials.items() if i == id) for name, id in names.items()}
+    about = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
+    return {"generation_config.json": {"_from_model_config": True, **said}, "tokenizer_config.json": about}
 
 
 def save_pretrained(
     model: Transformer,
     folder: str | Path,  # made where it is missing
-    layout: Layout = "lmbook",  # the others: as `transformers` wants GPT2LMHeadModel, BertForMaskedLM, LlamaForCausalLM
+    layout: Layout = "lmbook",  # the others: as `transformers` wants GPT2LMHeadModel, BertForMaskedLM, LlamaForCausalLM and so on
+    tokenizer: Tokenizer | None = None,  # the model's; other programs then stop at its <eos>, and find it beside the model
 ) -> None:
-    """Write config.json and model.safetensors. A tokenizer is saved beside them by itself.
+    """Write config.json and model.safetensors, and with a tokenizer its files and generation_config.json.
 
     Raises TransformerError, and writes nothing, where the model has what the layout cannot hold; and where a file cannot be written.
     """
@@ -291,26 +396,53 @@ def save_pretrained(
                 f"The layout {layout!r} cannot hold {name}={ours!r}: such a model always has {name}={theirs!r}. "
                 "Save with layout='lmbook'."
             )
+    if isinstance(model.out, _NoHead): described = _body(layout, config, described)
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise TransformerError(
+            f"The tokenizer has {tokenizer.vocab_size:,} ids and the model {config.vocab_size:,}: they do not belong together."
+        )
+    beside = {} if tokenizer is None or layout == "lmbook" else _end_files(tokenizer, described)
+    scratch_json = None if tokenizer is None or layout == "lmbook" else json.dumps(tokenizer._json(), ensure_ascii=False)
     state, tensors = model.state_dict(), {}
-    if config.tie and not torch.equal(state["out.weight"], state["embed.tokens.weight"]):
+    for name in how.none(config):
+        if state[name].any():
+            raise TransformerError(f"The layout {layout!r} cannot hold {name}, whose numbers are not all 0. Save with layout='lmbook'.")
+    if config.tie and not isinstance(model.out, _NoHead) and not torch.equal(state["out.weight"], state["embed.tokens.weight"]):
         raise TransformerError(
             "The configuration says tie=True, but out.weight and embed.tokens.weight are two matrices, and one of them would be lost. "
             "Set model.config to replace(model.config, tie=False)."
         )
     for target, sources, turned in how.names(config):
+        if isinstance(model.out, _NoHead) and sources[0].startswith(_HEADS): continue
         tensor = torch.cat([state[name] for name in sources]) if len(sources) > 1 else state[sources[0]]
         tensors[target] = (tensor.T if turned else tensor).detach().cpu().contiguous()
+        if target == how.twin[1]: tensors[target] = tensors[target].clone()  # a file holds nothing that shares its memory
     if layout != "lmbook": described["dtype"] = described["torch_dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     text = json.dumps(described, indent=2) + "\n"
     with whole_file(folder / "model.safetensors", TransformerError) as scratch: save_file(tensors, scratch, metadata={"format": "pt"})
     write_whole(folder / "config.json", text, TransformerError)
+    for name, content in beside.items(): write_whole(folder / name, json.dumps(content, indent=2) + "\n", TransformerError)
+    if scratch_json is not None: write_whole(folder / "tokenizer.json", scratch_json, TransformerError)
+    elif tokenizer is not None:
+        data = tokenizer.to_bytes()
+        write_whole(folder / ("tokenizer.json" if data[:1] == b"{" else "tokenizer.model"), data, TransformerError)
 
 # %% ../nbs/38_pretrained.ipynb #2103131b04
+_LARGEST = 1 << 26  # bytes of a file of JSON
+
+
 def _json(path: Path) -> dict[str, Any]:
-    try: data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error: raise TransformerError(f"{path} cannot be read as JSON: {error}. Is the file whole?") from error
+    try:
+        if path.stat().st_size > _LARGEST: raise ValueError(f"it has {path.stat().st_size:,} bytes, which no such file has")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, RecursionError) as error:
+        raise TransformerError(f"{path} cannot be read as JSON: {error}. Is the file whole?") from error
     if not isinstance(data, dict): raise TransformerError(f"{path} holds {type(data).__name__}, not an object with fields.")
     return data
+
+
+def _file_name(name: Any) -> bool:
+    return isinstance(name, str) and Path(name).name == name and len(name) < 256 and "\0" not in name
 
 
 def _parts(folder: Path) -> dict[str, set[str]]:
@@ -319,9 +451,14 @@ def _parts(folder: Path) -> dict[str, set[str]]:
     if (folder / "model.safetensors").is_file(): return {"model.safetensors": set()}
     if index.is_file():
         places = _json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(p, str) and Path(p).name == p for p in places.values()):
+        if not isinstance(places, dict) or not all(map(_file_name, places.values())):
             raise TransformerError(f"{index} has no weight_map of tensors and the names of files beside it.")
-        return {part: {name for name, p in places.items() if p == part} for part in sorted(set(places.values()))}
+        parts: dict[str, set[str]] = {part: set() for part in sorted(set(places.values()))}
+        for name, part in places.items(): parts[part].add(name)
+        for part in parts:
+            if not (folder / part).is_file():
+                raise TransformerError(f"{folder / part} is missing, which {index.name} names. Fetch it, too.")
+        return parts
     pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in folder.glob(pattern))
     if pickles:
         raise TransformerError(
@@ -344,7 +481,6 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     index = "model.safetensors.index.json"
     for part, names in _parts(folder).items():
-        if not (folder / part).is_file(): raise TransformerError(f"{folder / part} is missing, which {index} names. Fetch it, too.")
         try: found |= load_file(folder / part)
         except (OSError, SafetensorError) as error:
             raise TransformerError(f"{folder / part} is torn, or no safetensors file: {error}. Fetch or write it again.") from error
@@ -363,11 +499,28 @@ def _config(folder: Path) -> tuple[_Layout, TransformerConfig]:
     if not path.is_file(): raise TransformerError(f"{folder} has no config.json, which says what kind of model this is.")
     data = _json(path)
     kind = data.get("model_type")
-    if kind not in LAYOUTS: raise TransformerError(f"config.json is of a model of type {kind!r}. Known are: {', '.join(LAYOUTS)}.")
-    try: return LAYOUTS[kind], LAYOUTS[kind].read(data)
+    if not isinstance(kind, str) or kind not in LAYOUTS:
+        raise TransformerError(f"config.json is of a model of type {kind!r}. Known are: {', '.join(LAYOUTS)}.")
+    try:
+        config = LAYOUTS[kind].read(data)
+        _typed(config)
     except TransformerError: raise
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise TransformerError(f"{path} has a field of the wrong type: {error}.") from error
+    return LAYOUTS[kind], config
+
+
+def _typed(config: TransformerConfig) -> None:
+    "Raise TypeError where a field holds another type than it says, or a size that no file could fill."
+    kinds = get_type_hints(TransformerConfig)
+    for name, value in ((f.name, getattr(config, f.name)) for f in fields(config)):
+        kind = kinds[name]
+        if value is None or get_origin(kind) is Literal: continue  # which the configuration looks at itself
+        wanted = next((k for k in (bool, int, float) if kind in (k, k | None)), None)
+        good = isinstance(value, (int, float) if wanted is float else wanted or object) and (wanted is bool or not isinstance(value, bool))
+        if not good: raise TypeError(f"{name} is {str(value)[:40]!r}")
+        if isinstance(value, int) and value >= 1 << 31: raise TypeError(f"{name} is {str(value)[:40]}, larger than any model")
+        if wanted is float and not math.isfinite(value): raise TypeError(f"{name} is {value}")
 
 
 def _state(
@@ -378,13 +531,18 @@ def _state(
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
     "A folder's tensors under our names. Raises TransformerError unless they are those of the configuration, all of them and no others."
-    found = _tensors(folder)
-    if not any(name.startswith(how.prefix) for name in found):  # a file without prefixes
-        found = {name if name == how.tied or name.startswith("cls.") else how.prefix + name: tensor for name, tensor in found.items()}
+    found = _prefixed(how, _tensors(folder))
+    if config.tie and {*how.twin} <= found.keys() and not torch.equal(*(found[name] for name in how.twin)):
+        raise TransformerError(f"config.json says tie_word_embeddings, but {how.twin[0]} and {how.twin[1]} differ. Which one counts?")
+    for one, other in (how.twin, how.twin[::-1]):
+        if one in found and other not in found: found[other] = found[one]
+    if config.tie: found.pop(how.twin[1], None)
     state: dict[str, Tensor] = {}
     missing: list[str] = []
     wrong: list[str] = []
+    whole: list[str] = []
     for theirs, ours, turned in how.names(config):
+        if ours[0] not in shapes: continue  # of a head that is not there
         if theirs not in found:
             missing.append(theirs)
             continue
@@ -392,6 +550,9 @@ def _state(
         want = (sum(rows), *shapes[ours[0]][1:])
         if turned: want = want[::-1]
         tensor = found.pop(theirs)
+        if not tensor.is_floating_point():
+            whole.append(f"{theirs} holds {str(tensor.dtype).removeprefix('torch.')}, and weights are fractions")
+            continue
         if tensor.shape != want:
             wrong.append(f"{theirs} {tuple(tensor.shape)}, by config.json {want}")
             continue
@@ -399,11 +560,12 @@ def _state(
             state[name] = part.to(dtype, copy=True, memory_format=torch.contiguous_format)
     once_more = found.pop(how.tied, None) if config.tie else None
     spare = [name for name in found if not re.search(how.spare, name)]
-    problems = {"missing": missing, "of another shape": wrong, "not of this model": spare}
+    problems = {"missing": missing, "of another shape": wrong, "of another type": whole, "not of this model": spare}
     if any(problems.values()):
         said = "; ".join(f"{what}: {_listed(names)}" for what, names in problems.items() if names)
         raise TransformerError(f"The tensors in {folder} do not fit its config.json. {said}.")
-    if config.tie:
+    for name in how.none(config): state[name] = torch.zeros(shapes[name], dtype=dtype)
+    if config.tie and "out.weight" in shapes:
         state["out.weight"] = state["embed.tokens.weight"]
         if once_more is not None and not torch.equal(once_more.to(dtype), state["out.weight"]):
             raise TransformerError(
@@ -413,22 +575,53 @@ def _state(
     return state
 
 
+def _prefixed(how: _Layout, found: dict[str, _Kind]) -> dict[str, _Kind]:
+    "Tensors under their full names: a file of a body alone leaves out the prefix."
+    if any(name.startswith(how.prefix) for name in found): return found
+    return {name if name == how.tied or name.startswith("cls.") else how.prefix + name: tensor for name, tensor in found.items()}
+
+
+def _tensor_names(folder: Path) -> list[str]:
+    "The names of all tensors, read from the headers of the files."
+    from safetensors import SafetensorError, safe_open
+
+    names: list[str] = []
+    for part in _parts(folder):
+        try:
+            with safe_open(folder / part, "pt") as file: names += file.keys()
+        except (OSError, SafetensorError) as error:
+            raise TransformerError(f"{folder / part} is torn, or no safetensors file: {error}. Fetch or write it again.") from error
+    return names
+
+
+def _has_head(how: _Layout, config: TransformerConfig, names: list[str]) -> bool:
+    "Whether anything of a head is among the tensors. A head that is only the tied matrix is always there."
+    heads = [theirs for theirs, ours, _ in how.names(config) if ours[0].startswith(_HEADS)]
+    there = _prefixed(how, dict.fromkeys(map(_modern, names)))
+    return not heads or any(name in there for name in (*heads, how.tied, *filter(None, how.twin)))
+
+
 def load_pretrained(
     folder: str | Path,  # with config.json and model.safetensors, or shards and their index
     dtype: torch.dtype = torch.float32,  # of the parameters, whatever the file has
 ) -> Transformer: # in eval mode
-    """Read a model: one of this book's, or GPT-2, BERT with its language model's head, or Llama as `transformers` writes them.
+    """Read a model: one of this book's, or GPT-2, BERT, Llama, Mistral or Qwen2 as `transformers` writes them.
 
+    A file without a language model's head, as most of BERT are, gives a model without: `hidden` works as ever, and scores are refused.
     Raises TransformerError where a file is missing, torn or a pickle, where the type of model is unknown, where config.json asks for what
     is not known here, and where tensors are missing, too many or of another shape.
     """
     folder = Path(folder)
     how, config = _config(folder)
+    names = _tensor_names(folder)
+    if config.n_layer > len(names):
+        raise TransformerError(f"config.json says {config.n_layer:,} layers, but there are {len(names):,} tensors.")
     with torch.inference_mode(False):  # whatever its caller does now, it may want to train the model later
         with torch.device("meta"): model = Transformer(config)  # only the shapes: no memory, no random numbers
+        if not _has_head(how, config, names): _behead(model)
         shapes = {name: tuple(p.shape) for name, p in model.state_dict().items()}
         model.load_state_dict(_state(folder, how, config, shapes, dtype), assign=True)
-        if config.tie: model.out.weight = model.embed.tokens.weight
+        if config.tie and not isinstance(model.out, _NoHead): model.out.weight = model.embed.tokens.weight
         for module in model.modules():
             if isinstance(module, Attention) and module.slopes is not None: module.slopes = alibi_slopes(config.n_head)
     return model.eval()

@@ -7,6 +7,7 @@ __all__ = ['ModelType', 'viterbi', 'expected_counts', 'train_unigram', 'wordpiec
            'ngram_cost', 'HuggingFaceTokenizer', 'load_tokenizer', 'tokenizer_from_bytes']
 
 # %% ../nbs/18_tokenizer_files.ipynb #96235ed16d
+import hashlib
 import itertools
 import json
 import math
@@ -195,6 +196,7 @@ class SentencePieceTokenizer(Tokenizer):
         for i in byte_ids: pieces[i] = bytes([int(sp.id_to_piece(i)[3:5], 16)])
         super().__init__(specials, pieces)
         self._byte_ids = {pieces[i][0]: i for i in byte_ids}
+        self._bytes_of = {i: byte for byte, i in self._byte_ids.items()}
 
     @classmethod
     def train(
@@ -244,7 +246,11 @@ class SentencePieceTokenizer(Tokenizer):
         pieces = [dict(_fields(value)) for number, value in _fields(message) if number == 2]
         begins = (np.frombuffer(text.encode(), dtype=np.uint8) & 0xC0) != 0x80
         before = np.cumsum([0, *begins])  # characters that begin before each byte
-        return [(int(before[piece.get(4, 0)]), int(before[piece.get(5, 0)])) for piece in pieces]
+        spans = [(int(before[piece.get(4, 0)]), int(before[piece.get(5, 0)])) for piece in pieces]
+        for i in range(len(spans) - 2, -1, -1):  # of a character in bytes the library gives the last byte all and the others nothing
+            empty, own = spans[i][0] == spans[i][1] == spans[i + 1][0], {pieces[i].get(2, 0), pieces[i + 1].get(2, 0)}
+            if empty and own <= self._bytes_of.keys(): spans[i] = spans[i + 1]
+        return spans
 
     def decode(
         self,
@@ -367,6 +373,52 @@ def ngram_cost(
     return nats
 
 # %% ../nbs/18_tokenizer_files.ipynb #354e47c284
+_GROWTH = 1000  # so many times as long may the rules of a file make a text; those of real ones hardly double it
+
+
+def _rules(part: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(part, dict): yield part
+    for list_ in ("normalizers", "pretokenizers", "decoders") if isinstance(part, dict) else ():
+        for rule in part.get(list_) or []: yield from _rules(rule)
+
+
+def _growth(part: Any) -> float: # at least 1
+    "How many times as long a text can become by a file's rules, at most; roughly. A rule goes on with what an earlier one has written."
+    made: list[tuple[str, float]] = [("", 1.0)]  # what each rule writes, and how much it may be
+    for rule in itertools.islice(_rules(part), 2000):
+        pattern = rule.get("pattern")
+        known = pattern.get("String") if isinstance(pattern, dict) else None  # None: it may find anything
+        before = max(grown for text, grown in made if not text or not isinstance(known, str) or set(known) & set(text))
+        new = [rule[name] for name in ("content", "replacement", "prepend", "prefix") if isinstance(rule.get(name), str)]
+        made += [(text, before * max(1.0, len(text) / len(known or " "))) for text in new if text]
+    return max(grown for _, grown in made)
+
+
+def _safely(name: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    "Call the library tokenizers, whose errors are of every kind: some of them are no `Exception`."
+    try: return call(*args, **options)
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError): raise
+    except BaseException as error:
+        raise TokenizerError(f"{name}: the library tokenizers cannot read it ({str(error)[:200]}).") from error
+
+
+def _in_library(text: str, name: str) -> Any:
+    "The library's tokenizer for the content of a tokenizer.json, without the file's truncation and padding."
+    tokenizer = _safely(name, optional("tokenizers", "tokenization", TokenizerError).Tokenizer.from_str, text)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _content(data: bytes, name: str) -> dict[str, Any]:
+    "A file of JSON that has fields. Raises TokenizerError where it is none."
+    try: content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise TokenizerError(f"{name}: this is not JSON, or it is damaged ({error}). Fetch the file again.") from error
+    if not isinstance(content, dict): raise TokenizerError(f"{name}: this is JSON, but no object with fields. Is it another file?")
+    return content
+
+
 class HuggingFaceTokenizer(Tokenizer):
     "A tokenizer.json from elsewhere, as the library `tokenizers` runs it: BPE, unigram or WordPiece, with its normalisation."
 
@@ -382,15 +434,16 @@ class HuggingFaceTokenizer(Tokenizer):
         text: str,  # the content of tokenizer.json
         name: str = "tokenizer.json",  # for messages
     ):
-        library = optional("tokenizers", "tokenization", TokenizerError)
-        try: self._tokenizer = library.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more precise
-            raise TokenizerError(f"{name}: the library tokenizers cannot read it ({error}).") from error
-        self._tokenizer.encode_special_tokens = True  # what a text spells is text
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        optional("tokenizers", "tokenization", TokenizerError)
+        content = _content(text.encode(errors="replace"), name)
+        if (growth := max(_growth(content.get(part)) for part in ("normalizer", "pre_tokenizer", "decoder"))) > _GROWTH:
+            raise TokenizerError(f"{name}: its rules make a text {growth:,.0f} times as long. Do not use this file.")
+        self._tokenizer = _in_library(text, name)
         added = self._tokenizer.get_added_tokens_decoder()
-        names = {i: token for token, i in self._tokenizer.get_vocab().items()}
+        self._name, names = name, {i: token for token, i in self._tokenizer.get_vocab().items()}
+        if not names: raise TokenizerError(f"{name}: its vocabulary is empty. Fetch the file again.")
+        if max(names) > 64 * len(names) + (1 << 16):
+            raise TokenizerError(f"{name}: it has {len(names):,} tokens, and one of them the id {max(names):,}. The file is damaged.")
         self._tokens = [names.get(i, f"<hole {i}>") for i in range(max(names, default=-1) + 1)]
         super().__init__({token.content: i for i, token in sorted(added.items()) if token.special}, [b""] * len(self._tokens))
 
@@ -409,15 +462,67 @@ class HuggingFaceTokenizer(Tokenizer):
     @property
     def unk_id(self) -> int | None: return self._first(UNK)
 
-    def _run(self, text: str) -> Any: return self._tokenizer.encode(text, add_special_tokens=False)
+    @cached_property
+    def _marked(self) -> Any:
+        "The file's own rules, those for the names of special tokens included; without the chance that BPE with dropout leaves."
+        content = self._json()
+        if content["model"].get("dropout"): content["model"]["dropout"] = None
+        return _in_library(json.dumps(content), self._name)
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The same, but special tokens have names that no text spells: a model of pieces finds its pieces by name, special or not."""
+        content = self._json()
+        model, salt = content["model"], hashlib.sha256(self.to_bytes()).hexdigest()
+        hidden = {name: f"\U0010fffe{salt} {i}\U0010ffff" for name, i in self.specials.items()}
+        model["dropout"] = None
+        if model.get("unk_token") in hidden: model["unk_token"] = hidden[model["unk_token"]]
+        if isinstance(model["vocab"], dict): model["vocab"] = {hidden.get(name, name): i for name, i in model["vocab"].items()}
+        else: model["vocab"] = [[hidden.get(name, name), score] for name, score in model["vocab"]]
+        if "merges" in model:
+            pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model["merges"]]
+            model["merges"] = [(a, b) for a, b in pairs if not hidden.keys() & {a, b, a + b}]
+        if model["type"] != "BPE": model.pop("dropout")
+        for token in content["added_tokens"]: token["content"] = hidden.get(token["content"], token["content"])
+        tokenizer = _in_library(json.dumps(content), self._name)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+    def _run(self, text: str, specials: bool = False) -> Any:
+        utf8(text)
+        return _safely(self._name, (self._marked if specials else self._plain).encode, text, add_special_tokens=False)
 
     def _encode(self, text: str) -> list[int]: return self._run(text).ids
 
     def _spans(self, text: str) -> list[Span]: return self._run(text).offsets
 
+    def encode(
+        self,
+        text: str,
+        *,
+        bos: bool = False,  # begin with <bos>
+        eos: bool = False,  # end with <eos>
+        specials: bool = False,  # True: the file's rules find special tokens in the text. Only for texts of your own
+    ) -> list[int]:
+        "The ids of a text."
+        ids = [self._ask(BOS, self.bos_id)] if bos else []
+        ids += self._run(text, specials).ids
+        return [*ids, self._ask(EOS, self.eos_id)] if eos else ids
+
+    def offsets(
+        self,
+        text: str,
+        *,
+        bos: bool = False,  # as for `encode`
+        eos: bool = False,
+        specials: bool = False,
+    ) -> list[Span]: # one for each id of `encode`
+        "Which characters each token stands for, as the library says; <bos> and <eos> have none."
+        return [*[(0, 0)] * bos, *self._run(text, specials).offsets, *[(len(text), len(text))] * eos]
+
     def tokens(self, text: str) -> list[str]:
         "The pieces of a text, under their names in the file."
-        return self._run(text).tokens
+        return [self._tokens[i] for i in self._run(text).ids]
 
     def decode(
         self,
@@ -426,7 +531,7 @@ class HuggingFaceTokenizer(Tokenizer):
         specials: bool = False,  # True: write special tokens by name; False: leave them out
     ) -> str:
         "The text that ids stand for, as the file says to put it together."
-        return self._tokenizer.decode(self._checked(ids), skip_special_tokens=not specials)
+        return _safely(self._name, self._tokenizer.decode, self._checked(ids), skip_special_tokens=not specials)
 
     def id_to_token(self, id: int) -> str:
         [id] = self._checked([id])
@@ -482,16 +587,99 @@ class HuggingFaceTokenizer(Tokenizer):
 
 
 def load_tokenizer(
-    path: str | Path,  # a SentencePiece .model, a tokenizer.json, or a folder that holds one of them
+    path: str | Path,  # a SentencePiece .model, a tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, or their folder
 ) -> Tokenizer:
     "Read a tokenizer from a file, whoever wrote it. TokenizerError if there is none, or if it is damaged."
     path = Path(path)
     if path.is_dir():
-        found = [p for name in ("tokenizer.json", "*.model") for p in sorted(path.glob(name))]
-        if not found: raise TokenizerError(f"{path}: no tokenizer.json and no *.model in this folder.")
+        found = [p for name in ("tokenizer.json", "*.model", "vocab.txt", "vocab.json") for p in sorted(path.glob(name))]
+        if not found: raise TokenizerError(f"{path}: no tokenizer.json and no *.model in this folder. (Nor a vocab.txt or vocab.json.)")
         path = found[0]
+    data = _read_file(path)
+    if path.name == "vocab.txt": return HuggingFaceTokenizer(json.dumps(_bert_json(path, data)), str(path))
+    if path.name == "vocab.json": return HuggingFaceTokenizer(json.dumps(_gpt2_json(path, data)), str(path))
+    return tokenizer_from_bytes(data, str(path))
+
+
+def _read_file(path: Path) -> bytes:
     if not path.exists(): raise TokenizerError(f"There is no file {path}.")
-    return tokenizer_from_bytes(path.read_bytes(), str(path))
+    if not path.is_file(): raise TokenizerError(f"{path} is no file but a folder, a pipe or a device. Name the tokenizer's file.")
+    try: return path.read_bytes()
+    except OSError as error: raise TokenizerError(f"{path}: {error.strerror}.") from error
+
+
+def _lines(path: Path, data: bytes) -> list[str]:
+    try: text = data.decode()
+    except UnicodeDecodeError as error: raise TokenizerError(f"{path}: this is no UTF-8 text ({error}). Fetch the file again.") from error
+    return text.removesuffix("\n").split("\n")
+
+
+def _settings(path: Path, classes: Sequence[str]) -> dict[str, Any]:
+    "What tokenizer_config.json and special_tokens_map.json say beside a vocabulary, of a tokenizer of these classes."
+    found: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (beside := path.with_name(name)).is_file(): found |= _content(_read_file(beside), str(beside))
+    said = str(found.get("tokenizer_class") or classes[0]).removesuffix("Fast")
+    if said not in classes:
+        raise TokenizerError(
+            f"{path}: a {said} has its rules in its program and not in this file. Save it as tokenizer.json; "
+            f"without that only {', '.join(classes)} can be read."
+        )
+    return found
+
+
+def _special_names(settings: Mapping[str, Any], vocab: Mapping[str, int], usual: Sequence[str]) -> list[str]: # in the order of their ids
+    "The special tokens of a vocabulary."
+    told = [settings.get(f"{name}_token") for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+    names = {token["content"] if isinstance(token, dict) else token for token in told if token} | set(usual)
+    return sorted((name for name in names if name in vocab), key=lambda name: vocab[name])
+
+
+def _framed(vocab: Mapping[str, int], names: Sequence[str], **parts: Any) -> dict[str, Any]:
+    rules = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": vocab[name], "content": name, **rules} for name in names]
+    none = {"truncation": None, "padding": None, "normalizer": None, "post_processor": None}
+    return {"version": "1.0", **none, "added_tokens": added, **parts}
+
+
+def _bert_json(path: Path, data: bytes) -> dict[str, Any]:
+    "BERT's vocab.txt, a piece in each line, as a tokenizer.json."
+    pieces = [line.removesuffix("\r") for line in _lines(path, data)]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    if "[UNK]" not in vocab: raise TokenizerError(f"{path}: BERT's vocabulary has a line [UNK], and this one has none. Is it another's?")
+    said = _settings(path, ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer"))
+    rules = {
+        "type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": said.get("tokenize_chinese_chars", True),
+        "strip_accents": said.get("strip_accents"), "lowercase": said.get("do_lower_case", True),
+    }  # fmt: skip
+    model = {
+        "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab,
+    }  # fmt: skip
+    names = _special_names(said, vocab, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
+    decoder = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    return _framed(vocab, names, normalizer=rules, pre_tokenizer={"type": "BertPreTokenizer"}, decoder=decoder, model=model)
+
+
+def _gpt2_json(path: Path, data: bytes) -> dict[str, Any]:
+    "GPT-2's vocab.json and merges.txt as a tokenizer.json."
+    vocab, beside = _content(data, str(path)), path.with_name("merges.txt")
+    if not all(type(i) is int and i >= 0 for i in vocab.values()): raise TokenizerError(f"{path}: its ids are no whole numbers from 0 on.")
+    said = _settings(path, ("GPT2Tokenizer", "RobertaTokenizer"))
+    if not set(BYTE_LETTERS) <= vocab.keys():
+        raise TokenizerError(f"{path}: the 256 bytes are not all among its pieces, so it is none like GPT-2's. Ask for its tokenizer.json.")
+    lines = [line.removesuffix("\r") for line in _lines(beside, _read_file(beside))]
+    merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    if wrong := next((pair for pair in merges if len(pair) != 2), None):
+        raise TokenizerError(f"{beside}: a line holds two pieces, and this one {' '.join(wrong)!r}. Fetch the file again.")
+    level = {
+        "type": "ByteLevel", "add_prefix_space": bool(said.get("add_prefix_space", False)), "trim_offsets": True, "use_regex": True,
+    }  # fmt: skip
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None, "end_of_word_suffix": None,
+        "fuse_unk": False, "byte_fallback": False, "ignore_merges": False, "vocab": vocab, "merges": merges,
+    }  # fmt: skip
+    names = _special_names(said, vocab, ("<|endoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>"))
+    return _framed(vocab, names, pre_tokenizer=level, decoder=level, model=model)
 
 
 def tokenizer_from_bytes(
@@ -501,13 +689,11 @@ def tokenizer_from_bytes(
     "Make a tokenizer from the content of its file: ours if we would have written exactly this; else whatever the libraries make of it."
     if not data: raise TokenizerError(f"{name}: the file is empty.")
     if data.lstrip()[:1] != b"{": return SentencePieceTokenizer.from_bytes(data, name)
-    try: content = json.loads(data)
-    except ValueError as error:
-        raise TokenizerError(f"{name}: this is not JSON, or it is damaged ({error}). Fetch the file again.") from error
+    content = _content(data, name)
     if "model" not in content:
         raise TokenizerError(f"{name}: this is JSON, but no tokenizer.json (it has no \"model\"). A tokenizer_config.json is another file.")
     ours: tuple[type[Tokenizer], ...] = (BPE, WordTokenizer)
     for kind in ours:
         try: return kind.from_bytes(data, name)
-        except TokenizerError: continue
+        except (TokenizerError, RecursionError): continue
     return HuggingFaceTokenizer.from_bytes(data, name)

@@ -61,6 +61,7 @@ class TransformerConfig:
     activation: MLPActivation = "gelu"  # with a gate: those of GATED
     positions: Literal["learned", "sinusoidal", "rotary", "alibi", "none"] = "learned"  # how a token knows where it stands
     rotary_base: float = 10_000.  # of rotary positions
+    rotary_scaling: tuple[float, ...] = ()  # of rotary positions, see `lmbook.attention.Rotary`
     window: int | None = None  # how many places are seen, one's own included; None: all
     bias: bool = True  # whether the linear maps and LayerNorm have one; never the scores of the vocabulary
     mlp_bias: bool | None = None  # whether the MLP's maps have one; None: as `bias`
@@ -82,6 +83,7 @@ class TransformerConfig:
         _check.choice("init", self.init, SCHEMES)
         _check.shares(self, "dropout")
         _check.positive(self, "norm_eps")
+        object.__setattr__(self, "rotary_scaling", tuple(self.rotary_scaling))  # which a file holds as a list
         if self.source_vocab is not None and self.kind != "encoder-decoder":
             raise TransformerError(f"source_vocab is for kind='encoder-decoder'; this is {self.kind!r}.")
         if self.positions == "sinusoidal" and self.d_model % 2:
@@ -95,7 +97,7 @@ class TransformerConfig:
         inside: AttentionPositions = self.positions if self.positions == "rotary" or self.positions == "alibi" else "none"
         return AttentionConfig(
             self.d_model, self.n_head, self.n_kv_head, self.d_head, bias=self.bias, dropout=self.dropout, window=self.window,
-            positions=inside, rotary_base=self.rotary_base,
+            positions=inside, rotary_base=self.rotary_base, rotary_scaling=self.rotary_scaling,
         )  # fmt: skip
 
     @property

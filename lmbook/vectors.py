@@ -13,6 +13,7 @@ import difflib
 import gzip
 import json
 import lzma
+import math
 import re
 import warnings
 import zlib
@@ -50,6 +51,8 @@ BLOCK = 1 << 20  # bytes that are read at once
 def _open(path: Path) -> Iterator[BinaryIO]:
     "A file as bytes, unpacked where it is packed."
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise VectorsError(f"{path} is no file but a pipe or a device, which cannot be read twice. Write it to a file first.")
         with open(path, "rb") as file: start = file.read(6)
         if not start: raise VectorsError(f"{path}: the file is empty. Fetch it again.")
         if start.startswith(b"PK\3\4"):
@@ -88,6 +91,29 @@ def _numbers_at_end(fields: list[bytes]) -> int:
     return next((i for i, field in enumerate(reversed(fields[1:])) if not _number(field)), len(fields) - 1)
 
 
+def _foreign(path: Path, line: bytes) -> None:
+    "Raise VectorsError where what follows a word is written as numbers, but not as numbers are written here."
+    _, *fields = line.split() or [b""]
+    if not fields or not all(re.fullmatch(rb"[-+]?\d[\d.,:;eE+-]*", field) for field in fields) or all(map(_number, fields)): return
+    shown = line[:40].decode("utf-8", "replace")
+    if all(re.fullmatch(rb"\d+:[-+.\deE]+", field) for field in fields):
+        raise VectorsError(
+            f"{path}: these are sparse vectors, which name the numbers that are not 0 ({shown!r}). Such files are not read: "
+            "ask for dense vectors, or write all numbers of each word."
+        )
+    comma = all(re.fullmatch(rb"[-+]?\d+(,\d+)?([eE][-+]?\d+)?", field) for field in fields)
+    how = "its decimals have a comma; write them with a point" if comma else "that is no way to write numbers that is known here"
+    raise VectorsError(f"{path}: this is text with numbers such as {fields[0][:20].decode()!r}, in {shown!r}: {how}.")
+
+
+def _is_text(data: bytes) -> bool:
+    "Whether these are letters only: the numbers of a binary file never are, where there are more than a few."
+    if len(data) < 64 or re.search(rb"[\0-\x08\x0e-\x1f\x7f]", data): return False
+    try: codecs.getincrementaldecoder("utf-8")().decode(data)  # which may end within a character
+    except UnicodeDecodeError: return False
+    return True
+
+
 def _layout(path: Path, head: bytes, format: str) -> _Layout:
     "Look at the beginning of a file: which format, how wide, how many."
     _check.choice("format", format, ("auto", *VECTOR_FORMATS))
@@ -103,6 +129,7 @@ def _layout(path: Path, head: bytes, format: str) -> _Layout:
     line = head[start:].partition(b"\n")[0]
     header = re.fullmatch(rb"\s*(\d{1,12})[ \t]+(\d{1,6})\s*", line)
     count, dim = (int(n) for n in header.groups()) if header else (0, 0)
+    if header and format in ("auto", "word2vec-text"): _foreign(path, head[start + len(line) + 1 :].partition(b"\n")[0])
     if format == "auto" and header:
         fields = head[start + len(line) + 1 :].partition(b"\n")[0].split()
         format = "word2vec-text" if not fields or len(fields) > 1 and all(map(_number, fields[1:][-dim:])) else "word2vec"
@@ -116,12 +143,18 @@ def _layout(path: Path, head: bytes, format: str) -> _Layout:
             raise VectorsError(
                 f"{path}: the header promises {count} words of {dim} numbers. There is nothing to read: fetch the file again."
             )
+        if format == "word2vec" and _is_text(head[start + len(line) + 1 :]):
+            raise VectorsError(
+                f"{path}: after its first line there is text, but no lines of a word and {dim} numbers, and no binary numbers either. "
+                "Is it another kind of file?"
+            )
         return _Layout(format, dim, count, start + len(line) + 1)
     if b"\0" in head:
         raise VectorsError(
             f"{path}: there are zero bytes in it, so it is no text, and it has no header as a binary file of vectors has. "
             "Is it another kind of file?"
         )
+    _foreign(path, line)
     lines = [line.split() for line in head[start:].split(b"\n")[:1000] if line.strip()]
     widths = Counter(map(_numbers_at_end, lines)) if any(map(_numbers_at_end, lines)) else Counter(len(line) - 1 for line in lines)
     dim = max(widths, key=lambda width: (widths[width], -width), default=0)
@@ -261,8 +294,12 @@ def _floats(rows: list[bytes], dim: int) -> np.ndarray | None: # (n, d) float32,
 def _text(self: _File, stream: BinaryIO, rest: bytes) -> Iterator[_Block]:
     "Lines of a word and its numbers."
     layout, line = self.layout, 1 if self.layout.count is None else 2
-    for lines in _whole_lines(self.path, stream, rest):
+    empty = 0  # lines in a row
+    for lines in _whole_lines(self, stream, rest):
         places, raw, rows = [], [], []
+        empty = 0 if any(lines) else empty + len(lines)
+        if empty > _EMPTY:
+            raise VectorsError(f"{self.path}, line {line:,}: {empty:,} empty lines follow. The file is damaged: fetch it again.")
         for n, text in enumerate(lines, line):
             text = text.rstrip(b" \r")  # the C program ends each line with a space, Windows with a return
             if not text: continue
@@ -318,20 +355,32 @@ def _one_by_one(self: _File, places: list[int], raw: list[bytes], rows: list[byt
     return [places[i] for i in good], [raw[i] for i in good], matrix
 
 
-def _whole_lines(path: Path, stream: BinaryIO, rest: bytes) -> Iterator[list[bytes]]:
-    "Many lines at a time. Only a line feed ends a line: to `str.splitlines` others do, too, and some of them are words."
+_EMPTY = 1 << 21  # so many empty lines are no file of vectors
+
+
+def _whole_lines(self: _File, stream: BinaryIO, rest: bytes) -> Iterator[list[bytes]]:
+    """Many lines at a time. Only a line feed ends a line: to `str.splitlines` others do, too, and some of them are words.
+
+    A last line without one is not whole for all that is known: half a number is a number, too.
+    """
     more = b" "
     while more:
         more = stream.read(BLOCK)
         rest += more
-        cut = rest.rfind(b"\n") + 1 if more else len(rest)
+        cut = rest.rfind(b"\n") + 1
         if not cut and len(rest) > 4 * BLOCK:
             raise VectorsError(
-                f"{path}: there is no end of a line in {len(rest):,} bytes. This is no text of vectors; "
+                f"{self.path}: there is no end of a line in {len(rest):,} bytes. This is no text of vectors; "
                 "if it is binary, pass format='word2vec'."
             )
         if cut: yield rest[:cut].replace(b"\t", b" ").removesuffix(b"\n").split(b"\n")
         rest = rest[cut:]
+    if rest.strip():
+        self.complain(
+            "cut",
+            f"at its end: the last line, {rest[-40:].decode('utf-8', 'replace')!r}, has no line feed, so its last number may be cut. "
+            "Fetch the file again, or end the line where it is whole; on_error='skip' leaves it out.",
+        )
 
 # %% ../nbs/31_vectors.ipynb #1d2961a54c
 def _binary(self: _File, stream: BinaryIO, data: bytes) -> Iterator[_Block]:
@@ -546,24 +595,36 @@ def _store(path: Path, blocks: Iterable[tuple[list[bytes], np.ndarray]], meta: M
         file.write((_ROOM - 8).to_bytes(8, "little") + json.dumps(header).encode().ljust(_ROOM - 8))
 
 
+def _placed(entry: Mapping[str, Any], dtype: str) -> tuple[tuple[int, ...], int, int]: # shape, first byte, the byte behind the last
+    "Where a tensor lies. Raises ValueError unless its fields fit each other."
+    shape, (start, end) = entry["shape"], entry["data_offsets"]
+    if entry["dtype"] != dtype: raise ValueError(f"its numbers are {entry['dtype']!r} where {dtype} is needed")
+    if not all(type(n) is int and n >= 0 for n in (*shape, start, end)): raise ValueError("its sizes are no whole numbers from 0 on")
+    if end - start != math.prod(shape) * {"F32": 4, "U8": 1}[dtype]: raise ValueError(f"{shape} does not fit into bytes {start} to {end}")
+    return tuple(shape), start, end
+
+
 def _open_stored(path: Path) -> tuple[WordVectors, dict[str, str]]:
     "Vectors mapped into memory, and what was noted beside them."
     try:
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > 1 << 20: raise ValueError("its header is too long")
+            length, size = int.from_bytes(file.read(8), "little"), path.stat().st_size
+            if length > min(1 << 20, size - 8): raise ValueError("its header is too long")
             header = json.loads(file.read(length))
-            shape, (start, end) = header["vectors"]["shape"], header["words"]["data_offsets"]
+            noted = header.pop("__metadata__", {})
+            places = {name: _placed(header[name], dtype) for name, dtype in (("vectors", "F32"), ("words", "U8"))}
+            (shape, first, stop), ((letters,), start, end) = places["vectors"], places["words"]
+            if len(header) > 2 or sorted([first, stop, start, end]) not in ([first, stop, start, end], [start, end, first, stop]):
+                raise ValueError("its tensors are not the vectors and their words, one behind the other")
+            if len(shape) != 2 or min(first, start) or max(stop, end) != size - 8 - length or stop - first + letters != size - 8 - length:
+                raise ValueError("its sizes are not those that its header promises: it is cut")
             file.seek(8 + length + start)
-            text = file.read(end - start)
-        if len(text) < end - start: raise ValueError("it is cut")
+            text = file.read(letters)
         words = text.decode("utf-8").split("\n")
-        return WordVectors(words, np.memmap(path, "<f4", "r", 8 + length + header["vectors"]["data_offsets"][0], tuple(shape))), header.get(
-            "__metadata__", {}
-        )
+        return WordVectors(words, np.memmap(path, "<f4", "r", 8 + length + first, shape)), noted
     except FileNotFoundError: raise VectorsError(f"There is no file {path}.") from None
     except OSError as error: raise VectorsError(f"{path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise VectorsError(
             f"{path}: this is no whole file of vectors that `write_vectors` or `open_vectors` made ({error}). Make it again."
         ) from error
@@ -639,9 +700,11 @@ def _names(words: Tokenizer | Mapping[str, int] | Sequence[str]) -> list[str | N
         special = set(words.specials.values())
         return [None if i in special else words.id_to_bytes(i).decode("utf-8", "replace") for i in range(words.vocab_size)]
     if not isinstance(words, Mapping): return list(words)
+    for word, row in words.items():
+        if not isinstance(row, int) or row < 0: raise VectorsError(f"The word {word!r} has the row {row!r}. Rows are counted from 0.")
     names: list[str | None] = [None] * (max(words.values(), default=-1) + 1)
     for word, row in words.items():
-        if row < 0: raise VectorsError(f"The word {word!r} has the row {row}. Rows are counted from 0.")
+        if names[row] is not None: raise VectorsError(f"The words {names[row]!r} and {word!r} have the same row, {row}. Give each its own.")
         names[row] = word
     return names
 
@@ -719,7 +782,7 @@ def embedding_layer(
 
 
 def copy_vectors(
-    layer: nn.Embedding,  # of a model that exists; rows beyond the words stay as they are
+    layer: nn.Embedding,  # of a model that exists; rows that stand for no word stay as they are: special tokens, padding, what lies beyond
     vectors: WordVectors,
     words: Tokenizer | Mapping[str, int] | Sequence[str],
     *,
@@ -729,12 +792,15 @@ def copy_vectors(
 ) -> Coverage:
     "Copy the vectors of a model's words into its own layer. Arguments and errors otherwise as for `embedding_matrix`."
     _check_width(vectors, layer.embedding_dim)
-    matrix, coverage = embedding_matrix(vectors, words, unknown=unknown, seed=seed, pad_id=layer.padding_idx, scale=scale)
-    if len(matrix) > layer.num_embeddings:
+    names = _names(words)
+    if len(names) > layer.num_embeddings:
         raise VectorsError(
-            f"The layer has {layer.num_embeddings:,} rows for {len(matrix):,} words. Make it with as many rows as there are words."
+            f"The layer has {layer.num_embeddings:,} rows for {len(names):,} words. Make it with as many rows as there are words."
         )
-    with torch.no_grad(): layer.weight[: len(matrix)].copy_(matrix)
+    padding = layer.padding_idx if layer.padding_idx is not None and layer.padding_idx < len(names) else None
+    matrix, coverage = embedding_matrix(vectors, words, unknown=unknown, seed=seed, pad_id=padding, scale=scale)
+    rows = [i for i, name in enumerate(names) if name is not None and i != layer.padding_idx]
+    with torch.no_grad(): layer.weight[rows] = matrix[rows].to(layer.weight)
     return coverage
 
 

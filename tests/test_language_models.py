@@ -393,6 +393,54 @@ def test_files_that_are_no_models_and_tokenizers_that_do_not_fit(tmp_path):
     assert "not an n-gram model" in message(NGram.load, tmp_path / "other.safetensors")
 
 
+def test_the_ends_of_a_text_have_the_names_that_other_tools_ask_for(tmp_path):
+    model = NGram.fit([[1, 3, 4, 2], [1, 4, 2]], 5, NGramConfig(3))
+    for words in (["<pad>", "<bos>", "<eos>", "a", "b"], ["<pad>", "<s>", "</s>", "a", "b"]):
+        model.write_arpa(tmp_path / words[1], words)
+    ours, theirs = ((tmp_path / name).read_text() for name in ("<bos>", "<s>"))
+    assert ours == theirs and "\t<s> a\t" in ours and "<bos>" not in ours and "<eos>" not in ours
+    assert "must be different" in message(model.write_arpa, tmp_path / "x", ["<s>", "<bos>", "<eos>", "a", "b"])
+
+
+PARTS = {
+    "no keys": lambda arrays: arrays.pop("keys.2"),
+    "no log_probs": lambda arrays: arrays.pop("log_probs.3"),
+    "no log_backoffs": lambda arrays: arrays.pop("log_backoffs.1"),
+    "shorter": lambda arrays: arrays.update({"log_probs.2": arrays["log_probs.2"][:-1]}),
+    "shorter backoffs": lambda arrays: arrays.update({"log_backoffs.2": arrays["log_backoffs.2"][:-1]}),
+    "another dtype": lambda arrays: arrays.update({"log_probs.2": arrays["log_probs.2"].astype(np.int32)}),
+    "keys of floats": lambda arrays: arrays.update({"keys.2": arrays["keys.2"].astype(np.float64)}),
+    "two dimensions": lambda arrays: arrays.update({"keys.3": arrays["keys.3"][None]}),
+    "not sorted": lambda arrays: arrays.update({"keys.2": np.ascontiguousarray(arrays["keys.2"][::-1])}),
+    "beyond": lambda arrays: arrays.update({"keys.3": arrays["keys.3"] + 10**9}),
+    "negative": lambda arrays: arrays.update({"keys.2": arrays["keys.2"] - 10**9}),
+    "no number": lambda arrays: arrays.update({"log_probs.1": arrays["log_probs.1"] * np.float32(np.nan)}),
+    "more": lambda arrays: arrays.update({"keys.4": arrays["keys.3"]}),
+    "no words": lambda arrays: arrays.update({name: array[:0] for name, array in arrays.items()}),
+}
+ABOUT = {
+    "config": [None, "{", "[]", "{}x", '{"order": 3, "new": 1}', '{"order": 1000000000}', '{"order": "3"}', "[" * 100_000],
+    "discounts": [None, "{", "3", "[3]"],
+}
+NOT_WHOLE: list = [*PARTS, *((name, value) for name, values in ABOUT.items() for value in values)]
+
+
+@pytest.mark.parametrize("part", NOT_WHOLE, ids=lambda part: str(part)[:40])
+def test_a_file_with_a_part_that_is_missing_or_does_not_fit_is_no_model(part, tmp_path):
+    from safetensors import safe_open
+    from safetensors.numpy import load_file, save_file
+
+    path = tmp_path / "model.safetensors"
+    NGram.fit(corpus(), 12, NGramConfig(3)).save(path)
+    arrays = load_file(path)
+    with safe_open(path, "numpy") as file: about = dict(file.metadata())
+    if isinstance(part, str): PARTS[part](arrays)
+    elif part[1] is None: del about[part[0]]
+    else: about[part[0]] = part[1]
+    save_file(arrays, path, metadata=about)
+    assert "no whole n-gram model" in message(NGram.load, path)
+
+
 def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     model, path = NGram.fit([[0, 1, 2]], 3, NGramConfig(2)), tmp_path / "model.safetensors"
     model.save(path)

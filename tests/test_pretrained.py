@@ -14,6 +14,8 @@ from torch import nn
 
 from lmbook.checkpoints import load_weights, save_weights
 from lmbook.pretrained import LAYOUTS, load_pretrained, save_pretrained
+from lmbook.tokenization import CharTokenizer
+from lmbook.tokenizer_files import load_tokenizer
 from lmbook.transformer import Transformer, TransformerConfig, TransformerError
 from tests.models import CASES, SIZES, VARIANTS, SlowCache, V, close, given_source, ids, make
 
@@ -101,7 +103,11 @@ def test_a_file_is_read_into_float64(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_shards(layout, tmp_path):
-    model = make("encoder" if layout == "bert" else "decoder", "llama" if layout == "lmbook" else layout)
+    variant = "llama" if layout in ("lmbook", "mistral", "qwen2") else layout
+    kind, biased = "encoder" if layout == "bert" else "decoder", layout not in ("lmbook", "mistral", "llama")
+    model = make(kind, variant, bias=biased, mlp_bias=variant != "llama")
+    if layout == "qwen2":
+        for block in model.decoder.blocks: nn.init.zeros_(block.attention.out.bias)
     save_pretrained(model, tmp_path, layout)
     tensors = load_file(tmp_path / "model.safetensors")
     names = sorted(tensors)
@@ -125,6 +131,11 @@ def edit(folder, **changes) -> None:
     (folder / "config.json").write_text(json.dumps({k: v for k, v in {**data, **changes}.items() if v != "gone"}))
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8., "low_freq_factor": 1., "high_freq_factor": 4., "original_max_position_embeddings": 12,
+}  # fmt: skip
+
+
 def broken(folder, tensors) -> dict[str, object]:
     weights = folder / "model.safetensors"
     bias = "model.layers.0.self_attn.q_proj.bias"
@@ -135,7 +146,7 @@ def broken(folder, tensors) -> dict[str, object]:
         "cannot be read as JSON": lambda: (folder / "config.json").write_text("{"),
         "cannot be read as JSON: 'utf-8'": lambda: (folder / "config.json").write_bytes(b"\xff\xfe"),
         "holds list, not an object": lambda: (folder / "config.json").write_text("[]"),
-        "of type 'mamba'. Known are: lmbook, gpt2, bert, llama": lambda: edit(folder, model_type="mamba"),
+        "of type 'mamba'. Known are: lmbook, gpt2, bert, llama, mistral, qwen2": lambda: edit(folder, model_type="mamba"),
         "of type None": lambda: edit(folder, model_type="gone"),
         "has no hidden_size, which a model of type 'llama' needs": lambda: edit(folder, hidden_size="gone"),
         "n_head=5 does not divide": lambda: edit(folder, num_attention_heads=5, num_key_value_heads=5, head_dim=None),
@@ -152,8 +163,14 @@ def broken(folder, tensors) -> dict[str, object]:
         f"not of this model: {bias}": lambda: save_file({**tensors, bias: torch.zeros(32)}, weights),
         "and 5 more": lambda: edit(folder, num_hidden_layers=3),
         "is not the matrix of the word vectors": lambda: save_file({**tensors, "lm_head.weight": torch.zeros(V, 32)}, weights),
-        "scales rotary positions by 'linear'": lambda: edit(folder, rope_scaling={"type": "linear", "factor": 2.}),
-        "scales rotary positions by 'llama3'": lambda: edit(folder, rope_parameters={"rope_type": "llama3", "factor": 8.}),
+        "scales rotary positions by 'yarn'": lambda: edit(folder, rope_scaling={"type": "yarn", "factor": 2.}),
+        "scales rotary positions by 'dynamic'": lambda: edit(folder, rope_scaling={"type": "dynamic", "factor": 2.}),
+        "has no low_freq_factor": lambda: edit(folder, rope_parameters={"rope_type": "llama3", "factor": 8.}),
+        "scaling=-2.0 must be above 0": lambda: edit(folder, rope_scaling={"type": "linear", "factor": -2.}),
+        "with low < high": lambda: edit(folder, rope_scaling=dict(LLAMA3, low_freq_factor=5.)),
+        "of type []": lambda: edit(folder, model_type=[]),
+        "of type {}": lambda: edit(folder, model_type={}),
+        "layers of the type 'sliding_attention'": lambda: edit(folder, layer_types=["sliding_attention", "full_attention"]),
         "part of each head only": lambda: edit(folder, partial_rotary_factor=.5),
         "pretraining_tp=2": lambda: edit(folder, pretraining_tp=2),
         "the gate 'relu'": lambda: edit(folder, hidden_act="relu"),
@@ -171,7 +188,7 @@ def test_broken_folders(says, tmp_path):
 
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(TransformerError, match="no folder"): load_pretrained(tmp_path / "x")
-    with pytest.raises(TransformerError, match="no layout='mistral'"): save_pretrained(make(), tmp_path, "mistral")
+    with pytest.raises(TransformerError, match="no layout='mamba'"): save_pretrained(make(), tmp_path, "mamba")
 
 
 CANNOT = [
@@ -200,12 +217,18 @@ CANNOT = [
     ("llama", {"norm": "layer"}, "norm="),
     ("llama", {"kind": "encoder"}, "kind="),
     ("llama", {"window": 5}, "window="),
+    ("gpt2", {"positions": "rotary", "rotary_scaling": (2.,)}, "positions="),
+    ("mistral", {"bias": True, "mlp_bias": False}, "bias="),
+    ("mistral", {"mlp_bias": True}, "mlp_bias="),
+    ("qwen2", {"mlp_bias": False}, "bias="),
+    ("qwen2", {"bias": True, "mlp_bias": False, "window": 4}, "window="),
 ]
 
 
 @pytest.mark.parametrize(("layout", "change", "field"), CANNOT)
 def test_what_a_layout_cannot_hold(layout, change, field, tmp_path):
-    model = make(**{"kind": "encoder" if layout == "bert" else "decoder", "variant": layout, **change})
+    variant = "llama" if layout in ("mistral", "qwen2") else layout
+    model = make(**{"kind": "encoder" if layout == "bert" else "decoder", "variant": variant, **change})
     with pytest.raises(TransformerError, match=f"The layout '{layout}' cannot hold {field}"): save_pretrained(model, tmp_path / "x", layout)
     assert not (tmp_path / "x").exists()
 
@@ -215,7 +238,8 @@ def test_every_field_is_kept_or_refused(tmp_path):
     changes = {
         "vocab_size": 50, "d_model": 64, "n_layer": 3, "n_head": 2, "n_kv_head": 1, "d_head": 4, "d_ff": 40, "context_length": 30,
         "kind": "encoder-decoder", "norm": "none", "norm_first": False, "activation": "geglu_tanh", "positions": "none",
-        "rotary_base": 500., "window": 4, "bias": True, "mlp_bias": True, "tie": False, "dropout": .25, "norm_eps": 1e-3,
+        "rotary_base": 500., "rotary_scaling": (2.,), "window": 4,
+        "bias": True, "mlp_bias": True, "tie": False, "dropout": .25, "norm_eps": 1e-3,
         "source_vocab": 9, "types": 3, "embed_norm": True, "head": "bert", "residual": False, "init": "xavier",
     }  # fmt: skip
     assert set(changes) == {f.name for f in fields(TransformerConfig)}
@@ -228,27 +252,30 @@ def test_every_field_is_kept_or_refused(tmp_path):
         if getattr(load_pretrained(tmp_path / name).config, name) == value: kept.add(name)
         else: assert name == "init", name  # how weights were drawn is past
     sizes = {"vocab_size", "d_model", "n_layer", "n_head", "n_kv_head", "d_head", "d_ff", "context_length"}
-    assert kept == sizes | {"activation", "rotary_base", "bias", "mlp_bias", "tie", "dropout", "norm_eps"}
+    assert kept == sizes | {"activation", "rotary_base", "rotary_scaling", "bias", "mlp_bias", "tie", "dropout", "norm_eps"}
 
 
 # ---------------------------------------------------------------- files of others
 
 
-def theirs(name: str, seed: int = 0, **changes):
+def theirs(name: str, seed: int = 0, body: bool = False, **changes):
     "A small random model of `transformers`."
     t = pytest.importorskip("transformers")
     kinds = {
         "gpt2": (t.GPT2Config, t.GPT2LMHeadModel),
         "bert": (t.BertConfig, t.BertForMaskedLM),
         "llama": (t.LlamaConfig, t.LlamaForCausalLM),
+        "mistral": (t.MistralConfig, t.MistralForCausalLM),
+        "qwen2": (t.Qwen2Config, t.Qwen2ForCausalLM),
     }
     newer = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 24}
     sizes = {
         "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 24, "bos_token_id": None, "eos_token_id": None},
         "bert": newer,
-        "llama": {**newer, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None},
-    }[name]
+    }.get(name, {**newer, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None})
     config, model = kinds[name]
+    bodies = {"gpt2": t.GPT2Model, "bert": t.BertModel, "llama": t.LlamaModel, "mistral": t.MistralModel, "qwen2": t.Qwen2Model}
+    if body: model = bodies[name]
     torch.manual_seed(seed)
     made = model(config(vocab_size=V, **{**sizes, **changes}))
     with torch.no_grad():
@@ -268,6 +295,13 @@ OTHERS = [
     ("llama", {"num_key_value_heads": 4, "attention_bias": True, "tie_word_embeddings": True}),
     ("llama", {"num_key_value_heads": 1, "mlp_bias": True, "head_dim": 12}),
     ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.}, "hidden_act": "gelu", "rms_norm_eps": 1e-3}),
+    ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 3., "rope_theta": 500.}}),
+    ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 500.}}),
+    ("bert", {"tie_word_embeddings": False}),
+    ("mistral", {"sliding_window": None}),
+    ("mistral", {"sliding_window": 4, "head_dim": 12, "tie_word_embeddings": True}),
+    ("qwen2", {}),
+    ("qwen2", {"tie_word_embeddings": True, "num_key_value_heads": 1}),
 ]
 OTHER_NAMES = [f"{name} {' '.join(change)}".strip() for name, change in OTHERS]
 
@@ -287,10 +321,145 @@ def test_parity_with_transformers(name, change, seed, tmp_path):
     back = type(other).from_pretrained(tmp_path / "b").eval()
     close(back(x).logits, other(x).logits, 1e-4)
     before, after = other.state_dict(), back.state_dict()
+    if name == "bert" and not model.config.tie: before.pop("cls.predictions.bias"), after.pop("cls.predictions.bias")  # which nothing reads
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
     assert torch.equal(load_pretrained(tmp_path / "b")(x), model(x))
     save_pretrained(model, tmp_path / "c")  # and through our own
     assert torch.equal(load_pretrained(tmp_path / "c")(x), model(x))
+
+
+BODIES = [
+    ("bert", {}), ("bert", {"type_vocab_size": 3, "hidden_act": "relu"}), ("bert", {"tie_word_embeddings": False}), ("llama", {}),
+    ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 500.}}), ("mistral", {"sliding_window": 4}), ("qwen2", {}),
+    ("gpt2", {"tie_word_embeddings": False}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "change"), BODIES, ids=map(str, BODIES))
+@torch.no_grad()
+def test_a_body_without_a_head(name, change, tmp_path):
+    "What most files of BERT are: the vectors of `transformers`, padding or not; scores are refused in words."
+    other = theirs(name, body=True, **change)
+    x, there = ids(3, 9), torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 8 + [0]])
+    want, padded = other(x).last_hidden_state, other(x, attention_mask=there).last_hidden_state[there > 0]
+    other.save_pretrained(tmp_path / "a")
+    load_pretrained(tmp_path / "a")
+    for folder, layout in (("b", name), ("c", "lmbook")):
+        model = load_pretrained(tmp_path / "a")
+        save_pretrained(model, tmp_path / folder, layout)
+        for one in (model, load_pretrained(tmp_path / folder)):
+            close(one.hidden(x), want, 1e-4)
+            close(one.hidden(x, segments=there)[there > 0], padded, 1e-4)
+            with pytest.raises(TransformerError, match="without a language model's head"): one(x)
+            with pytest.raises(TransformerError, match="without a language model's head"): one.out.weight  # noqa: B018
+    back, info = type(other).from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not info["unexpected_keys"] and not [k for k in info["missing_keys"] if "pooler" not in k]
+    close(back.eval()(x).last_hidden_state, want, 1e-4)
+
+
+@torch.no_grad()
+def test_an_untied_bert_has_one_bias_of_its_scores(tmp_path):
+    "The decoder's own, as `transformers` reads it, whichever of the two a file has; where a tied file has two, they must agree."
+    other = theirs("bert", tie_word_embeddings=False)
+    other.save_pretrained(tmp_path)
+    weights, want = load_file(tmp_path / "model.safetensors"), other(ids(2, 5)).logits
+    one, counts = "cls.predictions.bias", "cls.predictions.decoder.bias"
+    assert not torch.equal(weights[one], weights[counts])
+    close(load_pretrained(tmp_path)(ids(2, 5)), want, 1e-4)
+    save_file({k: v for k, v in weights.items() if k != one}, tmp_path / "model.safetensors")
+    close(load_pretrained(tmp_path)(ids(2, 5)), want, 1e-4)
+    save_file({k: v for k, v in weights.items() if k != counts} | {one: weights[counts]}, tmp_path / "model.safetensors")
+    close(load_pretrained(tmp_path)(ids(2, 5)), want, 1e-4)
+    save_pretrained(make("encoder", "bert"), tmp_path, "bert")
+    tied = load_file(tmp_path / "model.safetensors")
+    save_file({**tied, counts: tied[one] + 1}, tmp_path / "model.safetensors")
+    with pytest.raises(TransformerError, match="differ"): load_pretrained(tmp_path)
+
+
+def test_qwens_missing_bias_must_be_none(tmp_path):
+    with pytest.raises(TransformerError, match="not all 0"): save_pretrained(make(bias=True, mlp_bias=False), tmp_path / "x", "qwen2")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("layout", ("gpt2", "llama", "lmbook"))
+def test_a_folder_with_its_tokenizer_works_elsewhere_as_it_is(layout, tmp_path):
+    t = pytest.importorskip("transformers")
+    tokenizer = CharTokenizer("ab cdefghijklmnopqrstuvwxyz.,!?")
+    model = make("decoder", "llama" if layout == "lmbook" else layout)
+    save_pretrained(model, tmp_path, layout, tokenizer)
+    assert load_tokenizer(tmp_path).to_bytes() == tokenizer.to_bytes()
+    close(load_pretrained(tmp_path)(ids(1, 5)), model(ids(1, 5)))
+    with pytest.raises(TransformerError, match="do not belong together"):
+        save_pretrained(model, tmp_path / "x", layout, CharTokenizer([chr(i) for i in range(40, 90)]))
+    assert not (tmp_path / "x").exists()
+    if layout == "lmbook": return
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (1, 2, 0)
+    theirs_tokenizer, other = t.AutoTokenizer.from_pretrained(tmp_path), t.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert theirs_tokenizer("a tea, b!", add_special_tokens=False)["input_ids"] == tokenizer.encode("a tea, b!")
+    assert (theirs_tokenizer.eos_token, theirs_tokenizer.bos_token, theirs_tokenizer.pad_token) == ("<eos>", "<bos>", "<pad>")
+    assert other.generation_config.eos_token_id == 2 and other.generation_config.bos_token_id == 1
+    with torch.no_grad():
+        always = nn.Linear(32, V)  # <eos>, whatever comes
+        always.weight.zero_(), always.bias.zero_()
+        always.bias[2] = 1
+        other.set_output_embeddings(always)
+    assert other.generate(ids(1, 3), max_new_tokens=9, do_sample=False).shape[1] == 4
+
+
+BAD_VALUES = (1e30, -1e30, 10**30, -1, 0, 2.5, "x", "", [], [1], {}, {"a": 1}, True, False, None, float("nan"), float("inf"), 10**400)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@torch.no_grad()
+def test_no_value_of_a_field_ends_in_an_error_of_another_kind(layout, tmp_path):
+    "Each field of config.json with values that it cannot have: a TransformerError, or a model that computes."
+    variant = "llama" if layout in ("lmbook", "mistral", "qwen2") else layout
+    more = {"bias": True, "mlp_bias": False} if layout == "qwen2" else {}
+    model = make("encoder" if layout == "bert" else "decoder", variant, **more)
+    if layout == "qwen2":
+        for block in model.decoder.blocks: nn.init.zeros_(block.attention.out.bias)
+    save_pretrained(model, tmp_path, layout)
+    whole = (tmp_path / "config.json").read_text()
+    said = ("attention_bias", "mlp_bias", "tie_word_embeddings", "bias", "tie", "norm_first", "residual", "embed_norm")
+    for field in {**json.loads(whole), "rope_scaling": None, "layer_types": None}:
+        for value in BAD_VALUES:
+            edit(tmp_path, **{field: value})
+            try: load_pretrained(tmp_path)(ids(1, 4))
+            except TransformerError: pass
+            else: assert field not in said or isinstance(value, bool) or value is None, (field, value)
+            (tmp_path / "config.json").write_text(whole)
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path):
+    save_pretrained(make(), tmp_path, "llama")
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name in tensors:
+        save_file({**tensors, name: tensors[name].to(torch.int32)}, tmp_path / "model.safetensors")
+        with pytest.raises(TransformerError, match=f"of another type: {name} holds int32"): load_pretrained(tmp_path)
+
+
+def test_hostile_folders_are_refused_at_once(tmp_path):
+    def refused(says: str) -> None:
+        with pytest.raises(TransformerError, match=says): load_pretrained(tmp_path)
+
+    save_pretrained(make(), tmp_path, "llama")
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    whole = config.read_text()
+    edit(tmp_path, num_hidden_layers=10**6)
+    refused("1,000,000 layers")
+    config.write_text('{"model_type":' + "[" * 200_000)
+    refused("cannot be read as JSON")
+    with open(config, "wb") as file: file.truncate(3 << 30)  # which takes no room
+    refused("which no such file has")
+    config.write_text(whole)
+    weights.unlink()
+    index = tmp_path / "model.safetensors.index.json"
+    for place in ("x" * 300, "a\0b", "", "..", 7):
+        index.write_text(json.dumps({"weight_map": {"a": place}}))
+        refused("no weight_map|is missing")
+    index.write_text(json.dumps({"weight_map": {f"t{i}": f"{i}.safetensors" for i in range(100_000)}}))
+    refused("0.safetensors is missing")
 
 
 WRITERS = [pytest.param(*other, id=name) for other, name in zip(OTHERS, OTHER_NAMES) if other[0] != "bert"]

@@ -618,6 +618,195 @@ def test_files_from_elsewhere():
     assert tokenizer_from_bytes(bert.to_str().encode()).encode("tea", bos=True, eos=True) == [2, *inside, 3]
 
 
+NAMES = ["<unk>", "<s>", "</s>", "<mask>"]
+
+
+def foreign(kind: str) -> tokenizers.Tokenizer:
+    "A small file from elsewhere whose model has its special tokens among its pieces, as if they were text."
+    words = ["a", "b", "x", "y", "▁", "</", "s", ">", "<", "/", "m", "k", "▁a", "tea"]
+    if kind == "unigram":
+        scored = [(name, 0.) for name in NAMES] + [(word, -5. - i / 9) for i, word in enumerate(words)]
+        theirs = tokenizers.Tokenizer(models.Unigram(scored, 0))
+        theirs.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        theirs.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
+    elif kind == "wordlevel":
+        theirs = tokenizers.Tokenizer(models.WordLevel({w: i for i, w in enumerate([*NAMES, *words])}, unk_token="<unk>"))
+        theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    elif kind == "wordpiece":
+        theirs = tokenizers.Tokenizer(models.WordPiece({w: i for i, w in enumerate([*NAMES, *words])}, unk_token="<unk>"))
+        theirs.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    else:
+        vocab = {w: i for i, w in enumerate([*NAMES, *words, "s>", "</s"])}
+        merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+        theirs = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", ignore_merges=kind == "whole"))
+    theirs.add_special_tokens([
+        tokenizers.AddedToken("<s>", rstrip=True), tokenizers.AddedToken("</s>", lstrip=True),
+        tokenizers.AddedToken("<mask>", single_word=True, lstrip=True), "<unk>", "<new>",
+    ])  # fmt: skip
+    theirs.add_tokens(["later", tokenizers.AddedToken("x y", normalized=False)])
+    return theirs
+
+
+SPELLED = ["a</s>a", "</s>", "a </s> a", "<s> a", "x</s>y", "a<mask>b", "a <mask> b", "<new>a", "later</s>x y<s>", "", "tea a", "<unk>"]
+
+
+@pytest.mark.parametrize("kind", ["unigram", "wordlevel", "wordpiece", "bpe", "whole"])
+def test_text_never_becomes_a_special_token_of_any_file(kind):
+    "And where it is asked for, the file's own rules say when it does: ids and offsets are the library's."
+    theirs = foreign(kind)
+    ours = pickle.loads(pickle.dumps(tokenizer_from_bytes(theirs.to_str().encode())))
+    assert isinstance(ours, HuggingFaceTokenizer) and set(ours.specials) == {*NAMES, "<new>"}
+    named = {i for name, i in ours.specials.items() if name != "<unk>"}
+    for text in SPELLED:
+        assert not named & {*ours.encode(text)}, text
+        assert len(ours.offsets(text)) == len(ours.encode(text)) and ours.tokens(text) == [ours.id_to_token(i) for i in ours.encode(text)]
+        want = theirs.encode(text, add_special_tokens=False)
+        assert ours.encode(text, specials=True) == want.ids and ours.offsets(text, specials=True) == want.offsets, text
+        spelled = any(name in text for name in ours.specials)
+        if not spelled: assert ours.encode(text) == want.ids and ours.offsets(text) == want.offsets, text
+    assert ours.decode(ours.encode("a</s>a", specials=True)) == ours.decode(theirs.encode("a</s>a", add_special_tokens=False).ids)
+
+
+def test_a_file_with_dropout_has_one_encoding(library):
+    content = json.loads(library.to_str())
+    content["model"]["dropout"] = .5
+    ours, text = HuggingFaceTokenizer(json.dumps(content)), READER[0]
+    for specials in (False, True):
+        for _ in range(5):
+            ids = ours.encode(text, specials=specials)
+            assert ids == library.encode(text).ids and len(ours.offsets(text, specials=specials)) == len(ids)
+    assert json.loads(ours.to_bytes())["model"]["dropout"] == .5  # the file is what it was
+
+
+def test_each_byte_of_a_character_has_all_of_it():
+    for options in (dict(model_type="bpe"), dict(model_type="unigram"), dict(model_type="bpe", normalization_rule_name="identity")):
+        ours = tokenizer_from_bytes(foreign_model(vocab_size=3300, byte_fallback=True, **options))
+        assert ours.offsets("a𠀀b")[-6:] == [(0, 1), (1, 2), (1, 2), (1, 2), (1, 2), (2, 3)] or not options
+        for text in ("𠀀", "𠀀𠀁", "x 𠀀", "𠀀 🜁y", "a🜁🜁b"):
+            ids, spans = ours.encode(text), ours.offsets(text)
+            for i, (start, end) in zip(ids, spans):
+                if ours._sp.is_byte(i): assert end == start + 1 and text[start] in "𠀀𠀁🜁", (text, spans)
+            for place, letter in enumerate(text):
+                if letter in "𠀀𠀁🜁": assert spans.count((place, place + 1)) == 4, (text, spans)
+
+
+def test_half_a_character_is_refused_by_every_way_in(kinds, bpe):
+    for tokenizer in (*kinds, in_wrapper(bpe)):
+        for call in (tokenizer.encode, tokenizer.tokens, tokenizer.offsets, lambda text: tokenizer.encode_batch([text])):  # noqa: B023
+            with pytest.raises(TokenizerError, match="half a character"): call("tea \ud800")
+            with pytest.raises(TokenizerError, match="A text is a str"): call(b"tea")
+
+
+def hostile() -> dict[str, dict]:
+    "Files of the library's kind that would take all memory, or end in errors of their own."
+    start = json.loads(foreign("wordlevel").to_str())
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    long = {"type": "Replace", "pattern": {"Regex": "."}, "content": "x" * 10**6}
+    return {
+        "id 4e8": {**start, "model": {**start["model"], "vocab": {"a": 400_000_000, "<unk>": 0}}},
+        "id 4e9": {**start, "model": {**start["model"], "vocab": {"a": 4_000_000_000, "<unk>": 0}}},
+        "empty": {**start, "added_tokens": [], "model": {**start["model"], "vocab": {}}},
+        "normalizer": {**start, "normalizer": long},
+        "normalizers": {**start, "normalizer": {"type": "Sequence", "normalizers": [double] * 30}},
+        "prepend": {**start, "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "y" * 10**6}] * 3}},
+        "decoder": {**start, "decoder": {"type": "Sequence", "decoders": [double] * 30}},
+        "wordpiece decoder": {**start, "decoder": long},
+        "model is a number": {**start, "model": 7},
+        "vocab is a list": {**start, "model": {**start["model"], "vocab": [1, 2]}},
+        "rules are a list": {**start, "normalizer": [1]},
+    }
+
+
+@pytest.mark.parametrize("what", hostile())
+def test_hostile_files_are_refused(what):
+    with pytest.raises(TokenizerError): tokenizer_from_bytes(json.dumps(hostile()[what]).encode())
+
+
+def test_many_rules_that_do_not_meet_are_no_growth():
+    content = json.loads(foreign("wordlevel").to_str())
+    spelled = {"…": "...", "½": "1/2", "¼": "1/4", "¾": "3/4", "℃": "deg", "№": "No.", "™": "TM", "㎏": "kg", "㎝": "cm", "㎡": "m2"}
+    rules = [{"type": "Replace", "pattern": {"String": a}, "content": b} for a, b in spelled.items()]
+    content["normalizer"] = {"type": "Sequence", "normalizers": [*rules, {"type": "Lowercase"}]}
+    assert tokenizer_from_bytes(json.dumps(content).encode()).encode("tea") == [len(NAMES) + 13]
+
+
+def test_files_that_are_none(tmp_path):
+    with pytest.raises(TokenizerError, match="not JSON, or it is damaged"): tokenizer_from_bytes(b'{"model":' + b"[" * 200_000)
+    with pytest.raises(TokenizerError): tokenizer_from_bytes(b'{"model":' + b'{"a":' * 500 + b"1" + b"}" * 501)
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(TokenizerError, match="no file but a folder"): load_tokenizer(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(TokenizerError, match="a pipe"): load_tokenizer(tmp_path / "pipe")
+
+
+def test_a_panic_of_the_library_is_an_error_of_ours(monkeypatch):
+    class Panic(BaseException): pass
+
+    def fail(*_, **__): raise Panic("called `unwrap()` on a `None` value")
+
+    ours = tokenizer_from_bytes(foreign("wordlevel").to_str().encode())
+    ours.__dict__["_plain"] = type("Broken", (), {"encode": fail})
+    with pytest.raises(TokenizerError, match="unwrap"): ours.encode("tea")
+    ours.__dict__["_plain"] = type("Stopped", (), {"encode": lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)})
+    with pytest.raises(KeyboardInterrupt): ours.encode("tea")
+
+
+BERT_TEXTS = ["The tea, isn't it?", "灯塔 tea", "Café au lait", "a [SEP] b", "x\ty\n", "unbelievable 🍵"]
+
+
+CASED = {"do_lower_case": False}
+
+
+@pytest.mark.parametrize("settings_", [{}, CASED, {**CASED, "strip_accents": True, "tokenize_chinese_chars": False}])
+def test_a_vocabulary_of_berts_is_read(settings_, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    letters = sorted({c for text in BERT_TEXTS for c in text.lower() + text + "cafe" if not c.isspace()})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), "tea", "the", "The", "##able"]
+    vocab = list(dict.fromkeys(pieces))
+    (tmp_path / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", **settings_}))
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        ours = load_tokenizer(path)
+        assert (ours.pad_id, ours.bos_id, ours.eos_id, ours.unk_id, ours.vocab_size) == (0, 2, 3, 1, len(vocab))
+        for text in BERT_TEXTS:
+            assert ours.encode(text, specials=True) == theirs.encode(text, add_special_tokens=False), text
+            assert ours.encode(text, specials=True, bos=True, eos=True) == theirs.encode(text)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertJapaneseTokenizer"}))
+    with pytest.raises(TokenizerError, match="BertJapaneseTokenizer has its rules in its program"): load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "vocab.txt").write_text("tea\ncup\n")
+    with pytest.raises(TokenizerError, match=r"a line \[UNK\]"): load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_of_gpt2s_is_read(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    made = tokenizers.ByteLevelBPETokenizer()
+    made.train_from_iterator(READER, vocab_size=500, special_tokens=["<|endoftext|>"], show_progress=False)
+    made.save_model(str(tmp_path))
+    theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "vocab.json"):
+        ours = load_tokenizer(path)
+        assert ours.bos_id == ours.eos_id == 0 == theirs.eos_token_id
+        for text in [*READER[:10], " tea 🍵", "a<|endoftext|>b"]:
+            assert ours.encode(text, specials=True) == theirs.encode(text), text
+            assert ours.decode(ours.encode(text)) == text and ours.bos_id not in ours.encode(text)
+    for name, content, says in (
+        ("tokenizer_config.json", '{"tokenizer_class": "Qwen2Tokenizer"}', "Qwen2Tokenizer has its rules in its program"),
+        ("tokenizer_config.json", "{", "not JSON"),
+        ("merges.txt", "#version: 0.2\na b c\n", "holds two pieces"),
+        ("vocab.json", '{"a": 0}', "256 bytes"),
+        ("vocab.json", '{"a": "b"}', "no whole numbers"),
+    ):
+        before = (tmp_path / name).read_bytes() if (tmp_path / name).exists() else b"{}"
+        (tmp_path / name).write_text(content)
+        with pytest.raises(TokenizerError, match=says): load_tokenizer(tmp_path)
+        (tmp_path / name).write_bytes(before)
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(TokenizerError, match="no file .*merges.txt"): load_tokenizer(tmp_path)
+
+
 # Bad input, and what is needed
 
 

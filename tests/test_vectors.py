@@ -195,7 +195,7 @@ def test_parts_are_those_of_gensim(here):
 
 
 def test_the_space_before_a_line_feed_a_return_tabs_and_blank_lines(here):
-    for text in ("2 2 \nthe 1 2 \ntea 3 4 \n", "2 2\r\nthe 1 2\r\ntea 3 4\r\n", "the\t1\t2\ntea\t3\t4", "the 1 2\n\ntea 3 4\n\n",
+    for text in ("2 2 \nthe 1 2 \ntea 3 4 \n", "2 2\r\nthe 1 2\r\ntea 3 4\r\n", "the\t1\t2\ntea\t3\t4\n", "the 1 2\n\ntea 3 4\n\n",
         "\ufeffthe 1 2\ntea 3 4\n", "\ufeff2 2\nthe 1 2\ntea 3 4\n"):
         found = read_vectors(write("a.txt", text))
         assert found.words == ["the", "tea"] and found.matrix.tolist() == [[1, 2], [3, 4]], text
@@ -276,6 +276,17 @@ BAD = [
     ("handler", GOOD, {"unicode_errors": "never"}, ["never"]),
     ("on_error", GOOD, {"on_error": "ignore"}, ["no on_error='ignore'", "raise, skip"]),
     ("limit", GOOD, {"limit": 0}, ["limit=0"]),
+    ("commas", "the 0,1 0,2\nof 0,3 -1,4e-1\n", {}, ["'0,1'", "comma", "point"]),
+    ("commas header", "2 2\nthe 0,1 0,2\nof 0,3 -0,4\n", {}, ["'0,1'", "comma", "point"]),
+    ("commas said text", "2 2\nthe 0,1 0,2\nof 0,3 -0,4\n", {"format": "word2vec-text"}, ["comma", "point"]),
+    ("sparse", "的 0:0.1 7:0.3\n了 2:0.5\n", {}, ["sparse", "dense"]),
+    ("sparse header", "2 300\n的 0:0.1 7:0.3\n了 2:0.5\n", {}, ["sparse", "dense"]),
+    ("dates", "2 2\nthe 1:2:3 4;5\nof 1 2\n", {}, ["'1:2:3'", "no way to write numbers"]),
+    ("prose under a header", "2 2\n" + "Tea is a drink. " * 40, {}, ["is text", "another kind of file"]),
+    ("no line feed", GOOD[:-1], {}, ["'the 1 2 3'", "no line feed", "Fetch the file again"]),
+    ("no line feed header", "3 3\n" + GOOD[:-1], {}, ["no line feed"]),
+    ("half a number", GOOD[:-1] + ".5\nfor 1 2 0.12"[:-1], {}, ["no line feed"]),
+    ("empty lines", gzip.compress(GOOD.encode() + b"\n" * (5 << 20)), {}, ["empty lines follow"]),
 ]
 
 
@@ -307,7 +318,7 @@ SKIP = [
     ("nan binary", ["tea", "the"], "not finite"), ("cut", ["tea", "cup"], "cut"), ("more", ["tea", "cup"], "header"),
     ("lines short", ["tea", "cup", "the"], "header"), ("lines long", ["tea", "cup", "the"], "header"),
     ("twice binary", ["tea", "cup"], "duplicate word"), ("encoding binary", ["tea", "the"], "wrong bytes"),
-    ("encoding", ["tea"], "wrong bytes"),
+    ("encoding", ["tea"], "wrong bytes"), ("no line feed", ["tea", "cup"], "cut"),
 ]  # fmt: skip
 
 
@@ -447,6 +458,52 @@ def test_a_torn_copy_is_refused_or_made_again(here, damage):
     with pytest.raises(VectorsError, match="Make it again"): open_vectors("other.safetensors")
 
 
+CLAIMS = [
+    {"vectors": {"shape": [10**12, 100]}},
+    {"vectors": {"shape": [4]}},
+    {"vectors": {"shape": [True, 20]}},
+    {"vectors": {"shape": "45"}},
+    {"vectors": {"dtype": "I32"}},
+    {"vectors": {"dtype": "F64", "shape": [2, 5]}},
+    {"vectors": {"data_offsets": [-500, -420]}},
+    {"vectors": {"data_offsets": [4, 84]}},
+    {"vectors": {"data_offsets": [0, 10**15]}},
+    {"words": {"data_offsets": [-500, -480]}},
+    {"words": {"data_offsets": [0, 20]}},
+    {"words": {"data_offsets": [80, 10**12], "shape": [10**12 - 80]}},
+    {"words": {"dtype": "F32"}},
+    {"words": 7},
+    {"more": {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}},
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=map(str, CLAIMS))
+def test_a_copy_whose_header_is_not_true_is_refused(here, claim):
+    "Sizes, places and kinds of numbers are held against the file before anything is read."
+    write_vectors(some(words=["a", "bb", "cc", "dd"], dim=5), "a.safetensors")
+    data = Path("a.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    for name, change in claim.items(): header[name] = {**header.get(name, {}), **change} if isinstance(change, dict) else change
+    write("b.safetensors", data[:8] + json.dumps(header).encode().ljust(length) + data[8 + length :])
+    with pytest.raises(VectorsError, match="no whole file of vectors"): open_vectors("b.safetensors")
+
+
+def test_a_copy_with_a_header_without_end_is_refused(here):
+    deep = b'{"vectors":' + b"[" * 200_000
+    write("deep.safetensors", len(deep).to_bytes(8, "little") + deep)
+    write("long.safetensors", (10**12).to_bytes(8, "little") + b"{}")
+    for name in ("deep", "long"):
+        with pytest.raises(VectorsError, match="no whole file"): open_vectors(f"{name}.safetensors")
+        assert "no whole file" in message(f"{name}.safetensors", format="safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with a name")
+def test_a_pipe_is_refused_and_not_waited_for(here):
+    os.mkfifo("pipe")
+    assert "pipe" in message("pipe")
+
+
 def test_a_copy_is_written_again_in_another_format_without_being_read(here):
     write_vectors(some(), "a.txt")
     write_vectors(open_vectors("a.txt"), "b.bin")
@@ -530,7 +587,27 @@ def test_copy_into_a_layer_that_exists():
     assert half.weight.dtype == torch.bfloat16 and half.weight[0].tolist() == [4, 5, 6]
 
 
+def test_a_copy_changes_no_row_that_stands_for_no_word():
+    "Rows without a word, special tokens and padding, wherever they are: with each way to make unknown ones."
+    tokenizer = WordTokenizer.train(["the tea", "zebra"])
+    some_rows: list = [{"tea": 3}, {"tea": 3, "zebra": 1}, [None, "tea", None, "zebra"], tokenizer]
+    for words in some_rows:
+        for unknown in ("normal", "mean", "zero", lambda lost: np.zeros((len(lost), 3))):
+            for padding in (None, 2, 8):
+                layer = nn.Embedding(9, 3, padding_idx=padding)
+                with torch.no_grad(): layer.weight.copy_(torch.randn(9, 3))
+                before = layer.weight.detach().clone()
+                coverage = copy_vectors(layer, TOY, words, unknown=unknown)
+                names = module._names(words)
+                mine = {i for i, name in enumerate(names) if name is not None and i != padding}
+                changed = {i for i in range(9) if not torch.equal(layer.weight[i], before[i])}
+                assert changed == mine and coverage.words == len(mine)
+                assert any(layer.weight[i].tolist() == [1, 2, 3] for i in mine)
+
+
 @pytest.mark.parametrize(("run", "says"), [
+    (lambda: embedding_layer(TOY, {"tea": 1, "cup": 1}), "'tea' and 'cup' have the same row, 1"),
+    (lambda: embedding_layer(TOY, {"tea": 1.5}), "has the row 1.5"),
     (lambda: copy_vectors(nn.Embedding(4, 7), TOY, TOY.words), "3 numbers and the model expects 7"),
     (lambda: embedding_layer(TOY, TOY.words, dim=7), "3 numbers and the model expects 7"),
     (lambda: copy_vectors(nn.Embedding(3, 3), TOY, TOY.words), "3 rows for 4 words"),
