@@ -290,7 +290,7 @@ def alibi_bias(
     slopes = slopes.to(torch.promote_types(slopes.dtype, torch.float32))
     return -slopes[:, None, None] * _back(T, S, S - T, slopes.device).abs()
 
-# %% ../nbs/36_attention.ipynb #b5b9b84676
+# %% ../nbs/36_attention.ipynb #ee13073c94
 RotaryLayout = Literal["half", "interleaved"]
 
 
@@ -360,7 +360,7 @@ class Rotary:
         a, b = wide[..., ::2], wide[..., 1::2]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2).to(x.dtype)
 
-# %% ../nbs/36_attention.ipynb #8924f7fdc5
+# %% ../nbs/36_attention.ipynb #d6fd2f96ea
 AttentionPositions = Literal["none", "rotary", "alibi"]  # what attention itself can know of places; vectors are added to its input
 
 

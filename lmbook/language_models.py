@@ -6,7 +6,7 @@
 __all__ = ['Ids', 'Smoothing', 'SMOOTHING', 'LanguageModelError', 'Vocabulary', 'Level', 'NGramCounts', 'count_ngrams',
            'NGramConfig', 'estimate_discounts', 'NGram']
 
-# %% ../nbs/16_language_models.ipynb #dddced16da
+# %% ../nbs/16_language_models.ipynb #0f0d70af00
 import hashlib
 import json
 import math
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .core import Check, LmbookError, Task, TextTokenizer, write_whole
 
-# %% ../nbs/16_language_models.ipynb #2ca2025aa8
+# %% ../nbs/16_language_models.ipynb #35624c11f5
 class LanguageModelError(LmbookError):
     "Something about a language model, its text or its file that the user can mend. The message says what is wrong and what to do about it."
 
@@ -82,7 +82,7 @@ class Vocabulary:
         "The whole vocabulary, for a file or a fingerprint."
         return json.dumps(self.words, ensure_ascii=False).encode()
 
-# %% ../nbs/16_language_models.ipynb #1d544bbaad
+# %% ../nbs/16_language_models.ipynb #a9725c5e38
 class Level(NamedTuple):
     "The different n-grams of one length n that occur in a text, in the order of their keys."
 
@@ -198,7 +198,7 @@ def count_ngrams(
         place[at] = np.cumsum(new) - 1
     return NGramCounts(tuple(levels), vocab_size, tokens)
 
-# %% ../nbs/16_language_models.ipynb #dd894900a9
+# %% ../nbs/16_language_models.ipynb #27d7844dd7
 Smoothing = Literal["add_k", "interpolated", "witten_bell", "absolute", "backoff", "kneser_ney", "modified_kneser_ney"]
 SMOOTHING: tuple[Smoothing, ...] = get_args(Smoothing)
 
@@ -271,7 +271,7 @@ def _smooth(
     weight = np.where(full, 1, left / np.where(full, 1, unseen))
     return np.where(c > 0, np.where(full[context], c, c - off) / total, weight[context] * shorter), weight, taken
 
-# %% ../nbs/16_language_models.ipynb #39e4a709ef
+# %% ../nbs/16_language_models.ipynb #f711e88918
 class NGram:
     """A language model that counts: the next word given the last `order - 1`, as a table of probabilities and back-off weights.
 

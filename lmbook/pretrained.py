@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Layout', 'LAYOUTS', 'save_pretrained', 'load_pretrained']
 
-# %% ../nbs/38_pretrained.ipynb #aaf35118a5
+# %% ../nbs/38_pretrained.ipynb #2909fbf86f
 import json
 import math
 import re
@@ -22,7 +22,7 @@ from .core import Check, whole_file, write_whole
 from .tokenization import Tokenizer
 from .transformer import GATED, MLPActivation, Transformer, TransformerConfig, TransformerError
 
-# %% ../nbs/38_pretrained.ipynb #3e6073e412
+# %% ../nbs/38_pretrained.ipynb #7470a0a198
 _check = Check(TransformerError)
 # A tensor of theirs, ours that it holds one after the other, and whether it lies on its side.
 _Names = Iterator[tuple[str, tuple[str, ...], bool]]
@@ -82,7 +82,7 @@ def _their_activation(name: str) -> str: # of an MLP without a gate; a gate is l
     name = GATED.get(name, name)
     return {"gelu_tanh": "gelu_new", "identity": "linear"}.get(name, name)
 
-# %% ../nbs/38_pretrained.ipynb #dd84db8dd5
+# %% ../nbs/38_pretrained.ipynb #f81a3ee191
 def _read_gpt2(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return TransformerConfig(
@@ -124,7 +124,7 @@ def _names_gpt2(c: TransformerConfig) -> _Names:
     yield from _affine("transformer.ln_f", "decoder.norm")
     if not c.tie: yield "lm_head.weight", ("out.weight",), False
 
-# %% ../nbs/38_pretrained.ipynb #f9137c588c
+# %% ../nbs/38_pretrained.ipynb #97b644d9ca
 def _read_bert(d: Mapping[str, Any]) -> TransformerConfig:
     _only(d, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
     return TransformerConfig(
@@ -174,7 +174,7 @@ def _names_bert(c: TransformerConfig) -> _Names:
     yield "cls.predictions.bias", ("out.bias",), False
     if not c.tie: yield from _affine("cls.predictions.decoder", "out")  # whose bias is the one that counts
 
-# %% ../nbs/38_pretrained.ipynb #152afc319f
+# %% ../nbs/38_pretrained.ipynb #e84cfb3589
 _LLAMA_GATES: dict[str, MLPActivation] = {"silu": "swiglu", "gelu": "geglu", "gelu_tanh": "geglu_tanh"}  # by the gate's activation
 
 
@@ -299,7 +299,7 @@ def _names_llama(c: TransformerConfig) -> _Names:
     yield "model.norm.weight", ("decoder.norm.weight",), False
     if not c.tie: yield "lm_head.weight", ("out.weight",), False
 
-# %% ../nbs/38_pretrained.ipynb #d97099530c
+# %% ../nbs/38_pretrained.ipynb #bd1360db4e
 def _read_own(d: Mapping[str, Any]) -> TransformerConfig:
     return TransformerConfig.from_dict({name: value for name, value in d.items() if name not in ("model_type", "body_only")})
 
@@ -327,7 +327,7 @@ LAYOUTS: dict[str, _Layout] = {  # by the `model_type` of config.json
     "qwen2": _Layout("model.", _read_qwen2, _write_qwen2, _names_qwen2, _SPARE_LLAMA, "lm_head.weight", none=_zeros_qwen2),
 }
 
-# %% ../nbs/38_pretrained.ipynb #8d9a2fec9d
+# %% ../nbs/38_pretrained.ipynb #a84e267734
 def _plain(c: TransformerConfig) -> TransformerConfig:
     "With everything said that was left open, so that two ways of saying the same are equal."
     base = c.rotary_base if c.positions == "rotary" else 10_000.
@@ -427,7 +427,7 @@ def save_pretrained(
         data = tokenizer.to_bytes()
         write_whole(folder / ("tokenizer.json" if data[:1] == b"{" else "tokenizer.model"), data, TransformerError)
 
-# %% ../nbs/38_pretrained.ipynb #2103131b04
+# %% ../nbs/38_pretrained.ipynb #f399383bff
 _LARGEST = 1 << 26  # bytes of a file of JSON
 
 

@@ -6,7 +6,7 @@
 __all__ = ['ModelType', 'viterbi', 'expected_counts', 'train_unigram', 'wordpiece', 'SentencePieceTokenizer', 'spell',
            'ngram_cost', 'HuggingFaceTokenizer', 'load_tokenizer', 'tokenizer_from_bytes']
 
-# %% ../nbs/18_tokenizer_files.ipynb #96235ed16d
+# %% ../nbs/18_tokenizer_files.ipynb #5b0bbc0204
 import hashlib
 import itertools
 import json
@@ -128,7 +128,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/18_tokenizer_files.ipynb #501fa6abcd
+# %% ../nbs/18_tokenizer_files.ipynb #4b9e4c4bab
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -372,7 +372,7 @@ def ngram_cost(
             nats -= math.log(p)
     return nats
 
-# %% ../nbs/18_tokenizer_files.ipynb #354e47c284
+# %% ../nbs/18_tokenizer_files.ipynb #f8f537c9cd
 _GROWTH = 1000  # so many times as long may the rules of a file make a text; those of real ones hardly double it
 
 

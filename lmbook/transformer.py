@@ -29,7 +29,7 @@ from lmbook.attention import (
 from .core import Check, LmbookError, Task
 from .networks import ACTIVATIONS, SCHEMES, LayerNorm, RMSNorm, Scheme, init_weights
 
-# %% ../nbs/37_transformer.ipynb #1ec512b169
+# %% ../nbs/37_transformer.ipynb #8cda1a3412
 class TransformerError(LmbookError):
     "Something about a Transformer, its input or its files that the user can mend. The message says what is wrong and what to do about it."
 

@@ -6,7 +6,7 @@
 __all__ = ['VectorFormat', 'VECTOR_FORMATS', 'BLOCK', 'Unknown', 'VectorsError', 'read_vectors', 'stream_vectors',
            'write_vectors', 'open_vectors', 'Coverage', 'embedding_matrix', 'embedding_layer', 'copy_vectors']
 
-# %% ../nbs/31_vectors.ipynb #369bc8f292
+# %% ../nbs/31_vectors.ipynb #f6aee735e0
 import bz2
 import codecs
 import difflib
@@ -32,7 +32,7 @@ from .core import Check, whole_file
 from .embeddings import EmbeddingError, WordVectors
 from .tokenization import Tokenizer
 
-# %% ../nbs/31_vectors.ipynb #de690fcec0
+# %% ../nbs/31_vectors.ipynb #d11589fff8
 class VectorsError(EmbeddingError):
     "Something about a file of vectors, or about putting vectors into a model, that the user can mend."
 
@@ -69,7 +69,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None: raise VectorsError(f"{path}: {error.strerror}.") from error
         raise VectorsError(f"{path}: the compressed data are damaged ({error}). Fetch the file again.") from error
 
-# %% ../nbs/31_vectors.ipynb #7b758a2bc8
+# %% ../nbs/31_vectors.ipynb #e30c416b8d
 @dataclass(frozen=True)
 class _Layout:
     "What the first part of a file tells."
@@ -278,7 +278,7 @@ class _File:
                 _picked(lambda n: f"vector {n + 1:,}", part.tolist()),
             )
 
-# %% ../nbs/31_vectors.ipynb #27a564382d
+# %% ../nbs/31_vectors.ipynb #c3c2d2a7e8
 def _floats(rows: list[bytes], dim: int) -> np.ndarray | None: # (n, d) float32, or None where a field is not a number
     "Parse rows of numbers, all at once: pyarrow splits and reads them in compiled code."
     import pyarrow as pa
@@ -487,7 +487,7 @@ def stream_vectors(
         for words, matrix, _ in blocks: yield from zip(words, matrix)
     file.warn()
 
-# %% ../nbs/31_vectors.ipynb #10d6bd770f
+# %% ../nbs/31_vectors.ipynb #dc694cbe68
 def _writable(words: Sequence[str], format: str) -> list[bytes]:
     "Words as bytes, if a reader of this format would get them back."
     out = []
@@ -571,7 +571,7 @@ def _text_block(words: list[bytes], block: np.ndarray) -> bytes:
     rows = pc.binary_join(pa.ListArray.from_arrays(pa.array(np.arange(0, n * dim + 1, dim), pa.int32()), digits), " ").to_pylist()
     return b"".join([part for word, row in zip(words, rows) for part in (word, b" ", row.encode(), b"\n")])
 
-# %% ../nbs/31_vectors.ipynb #5e4dd84103
+# %% ../nbs/31_vectors.ipynb #cae87140b7
 _ROOM = 1024  # bytes before the first number: the header, filled up with spaces, as the format of safetensors allows
 
 
@@ -661,7 +661,7 @@ def open_vectors(
     elif not cache.exists(): raise VectorsError(f"There is no file {path}, and no copy {cache} that could stand for it.")
     return _open_stored(cache)[0]
 
-# %% ../nbs/31_vectors.ipynb #d306fdecbd
+# %% ../nbs/31_vectors.ipynb #33967e612c
 @dataclass(frozen=True)
 class Coverage:
     "How many words of a model were given a vector."
