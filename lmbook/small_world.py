@@ -225,7 +225,7 @@ class Grammar:
         return self._choices[key]
 
     def pattern(self, alternative: Alternative, lang: str) -> re.Pattern:
-        'What a sentence made by `alternative` matches: its literals, anything in the slots; everything if it holds a full stop ("Dr. Ann ran.").'
+        'What a sentence made by `alternative` matches: its literals, anything in the slots; all if it holds a full stop ("Dr. Ann ran.").'
         key = alternative.rule, alternative.index, lang
         if key not in self._patterns:
             pieces = [p for p in alternative.parts[lang] if type(p) is not Mark]
@@ -241,7 +241,7 @@ class Grammar:
     def _marked(self, part: Part, lang: str) -> bool:
         "Whether a part of a template may show a full stop."
         if type(part) is str: return SENTENCE_END.search(part) is not None
-        if type(part) is Slot: return any(SENTENCE_END.search(form) for row in self.lexicon[self.category[part.var]] for form in row.values())
+        if type(part) is Slot: return any(SENTENCE_END.search(v) for row in self.lexicon[self.category[part.var]] for v in row.values())
         return type(part) is Call and any(self._marked(p, lang) for a in self.rules[part.rule].options for p in a.parts[lang])
 
     def expand(self, rule: str, variables: dict[str, Row], pick: Callable[[Choice], int]) -> Node:
@@ -358,22 +358,22 @@ class _Reader:
             here[draw.var] = row
         return True
 
-    def parts(self, alternative: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool) -> Iterator[tuple[int, dict, dict]]:
+    def parts(self, option: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool) -> Iterator[tuple[int, dict, dict]]:
         "Read a template from its part `k` on."
-        parts = alternative.parts[self.lang]
+        parts = option.parts[self.lang]
         while k < len(parts) and isinstance(parts[k], Mark): k += 1
         if k == len(parts):
             yield at, known, expanded
             return
         part = parts[k]
         if isinstance(part, str):
-            if self.starts(part, at, first): yield from self.parts(alternative, k + 1, at + len(part), known, expanded, False)
+            if self.starts(part, at, first): yield from self.parts(option, k + 1, at + len(part), known, expanded, False)
         elif isinstance(part, Call):
             for end, after, node in self.phrase(part.rule, at, known, first):
-                yield from self.parts(alternative, k + 1, end, after, expanded | {part.rule: node}, False)
+                yield from self.parts(option, k + 1, end, after, expanded | {part.rule: node}, False)
         elif isinstance(part, Slot):
             for end, after in self.slot(part, at, known, first):
-                yield from self.parts(alternative, k + 1, end, after, expanded, False)
+                yield from self.parts(option, k + 1, end, after, expanded, False)
 
     def slot(self, slot: Slot, at: int, known: dict, first: bool) -> Iterator[tuple[int, dict]]:
         "Read a slot: the form of a known variable, or every form of a new one that fits."
@@ -622,17 +622,15 @@ class _Counter:
 def expectations(grammar: Grammar) -> Expectations:
     "Entropy of the choices and expected lengths of a document of the grammar, exactly. Warns where a variable is drawn and shown nowhere."
     ways = [a for choice in grammar.rules.values() for a in choice.options]
-    shown = {v for a in ways for parts in a.parts.values() for s in parts if type(s) is Slot for v in (s.var, s.by)}
-    decide = {v for a in ways for d in a.draws for _, v, _ in d.where}
-    if lost := sorted({d.var for a in ways for d in a.draws} - shown - decide):
+    told = {v for a in ways for parts in a.parts.values() for s in parts if type(s) is Slot for v in (s.var, s.by)}
+    if lost := sorted({d.var for a in ways for d in a.draws} - told - {v for a in ways for d in a.draws for _, v, _ in d.where}):
         warnings.warn(f"No text shows {', '.join(lost)}: the entropy counts the choice, and no model can be judged by it.", stacklevel=2)
     own = {v for v in grammar.category if v[0] == "_"}
     walks = [(own, True), *(({v}, False) for v in grammar.category if v not in own)]  # one variable at a time keeps the states few
     totals = sum((_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks), np.zeros(7))
     nats, count, words, en, en_bytes, zh, zh_bytes = totals.tolist()
     count += grammar.rules[grammar.start].options[0].sequence is None  # a grammar of one sentence
-    gaps = count - 1
-    return Expectations(nats, count, words, {"en": en + gaps, "zh": zh}, {"en": en_bytes + gaps, "zh": zh_bytes})
+    return Expectations(nats, count, words, {"en": en + count - 1, "zh": zh}, {"en": en_bytes + count - 1, "zh": zh_bytes})
 
 # %% ../nbs/11_small_world.ipynb #1fc447e44c
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ random grammars, against an independent implementation of the dice, and with tex
 
 from __future__ import annotations
 
-import hashlib
 import copy
+import hashlib
 import itertools
 import math
+import pickle
 import random
 import re
 import tomllib
-import pickle
 import tracemalloc
 import warnings
 from collections import Counter, defaultdict
@@ -1055,7 +1055,7 @@ def test_what_is_not_an_error():
     assert found == [(pytest.approx(2 / 3), "Ann ran."), (pytest.approx(1 / 3), "So.")]
 
 
-# ------------------------------------------------------------------------------------------------------------------ nothing wrong in silence
+# -------------------------------------------------------------------------------------------------------------- nothing wrong in silence
 
 
 @pytest.mark.parametrize("copied", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy, copy.copy])
@@ -1082,8 +1082,9 @@ FULL_STOPS = {  # a sentence that holds what elsewhere ends one, or that ends wi
 @pytest.mark.parametrize("kind", FULL_STOPS)
 def test_what_a_grammar_writes_it_reads_wherever_full_stops_stand(kind: str, lang: str):
     lexicon = LEXICON | {"sign": [{"en": "Mr. A", "zh": "甲。"}, {"en": "B?", "zh": "乙"}]}
-    grammar = Grammar("story\n  1 > one two\none\n" + FULL_STOPS[kind] + "\ntwo\n  1 | then it rained. | 后来下雨了。 |\n  1 | so. | 就。 |", lexicon)
-    for p, choices, node in derivations(grammar): assert list(readings(grammar, text_of(node, lang), lang)) == [choices], (p, text_of(node, lang))
+    two = "\ntwo\n  1 | then it rained. | 后来下雨了。 |\n  1 | so. | 就。 |"
+    grammar = Grammar("story\n  1 > one two\none\n" + FULL_STOPS[kind] + two, lexicon)
+    for _, choices, node in derivations(grammar): assert list(readings(grammar, text_of(node, lang), lang)) == [choices], text_of(node, lang)
 
 
 def test_a_variable_that_no_text_shows_is_warned_of():
