@@ -315,7 +315,7 @@ def valid_card(number: str) -> bool:
 # %% ../nbs/12_cleaning.ipynb #bd2d1d392e
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2010: 0x2D, 0x2011: 0x2D, 0x2013: 0x2D}  # one for one
 _BEFORE, _BEHIND = r"(?<![\dA-Za-z_.+-])", r"(?![\dA-Za-z_]|[.-]\d)"  # where a number stands free
-_VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|\boid|版本|版本号|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
+_VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|\boid|版本号?|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
 _LETTER = "a-z0-9\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u03ff\u0400-\u052f"  # of addresses: Latin, Greek, Cyrillic
 _ORDER = re.compile(r"(?:ISBN|ISSN|No\.?|#|编号|订单号?)[:： ]*$")
 _HEX_WITH_DIGIT = re.compile(r"[0-9a-f]*\d[0-9a-f]*", re.IGNORECASE)
@@ -666,7 +666,7 @@ class CorpusStep(Protocol):
     def decide(self, keys: Iterable[bytes | None]) -> list[str | None]: ...  # a reason to drop the row, or None; for each key
 
 
-_PUNCTUATION = re.compile(r"""[\s_.,;:!?…'"()\[\]{}«»‹›“”‘’„‚`´–—―‐‑·•、。，；：！？「」『』（）【】《》〈〉〔〕～¡¿؟،؛-]+""")  # not of C++ or C#
+_PUNCTUATION = re.compile(r"""[\s_.,;:!?…'"()\[\]{}«»‹›“”‘’„‚`´–—―‐‑·•、。，；：！？「」『』（）【】《》〈〉〔〕～¡¿؟،؛-]+""")
 
 
 def _unpunctuated(text: str) -> str:

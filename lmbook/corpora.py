@@ -47,7 +47,6 @@ if TYPE_CHECKING: import datasets
 # %% ../nbs/10_corpora.ipynb #d5d1810168
 class CorpusError(LmbookError):
     "Something about a source of text that its user can mend. The message says where, what is wrong, and what to do about it."
-
     def __init__(self, message: str, kind: str = "unreadable file"):
         super().__init__(message)
         self.kind = kind  # a word or two, under which it is counted where errors are skipped
@@ -365,7 +364,7 @@ def _read_parquet(path: Path, source: str, options: Options, complaints: Complai
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:  # pre-buffering would take in all of it
             names = file.schema_arrow.names
-            if len(set(names)) < len(names): raise CorpusError(f"{path}: two columns have one name, in {names}. Rename one where it was made.")
+            if len(set(names)) < len(names): raise CorpusError(f"{path}: two columns have one name, in {names}. Rename one.")
             if not callable(options.text) and options.text not in names:
                 there = ", ".join(map(repr, names))
                 message = f"{path}: there is no column {options.text!r}. The columns are {there}. Name one with text='...'."
@@ -412,14 +411,15 @@ _APPENDICES = frozenset(
     "相关条目|相關條目".split("|"))
 _ENDS_A_SENTENCE = re.compile(r"""[.!?…。！？][\])}"'”’»」』）]*$""")
 _HIDDEN = frozenset(  # namespaces whose links show no words, in English, and by the other names that a dump does not list
-    "file image category media 文件 檔案 档案 图像 圖像 分类 分類 媒体 datei bild kategorie fichier catégorie archivo imagen categoría".split())
-_SHOWN = {"lang": 1, "w": -1, "transl": -1, "transliteration": -1} | dict.fromkeys("nowrap nobr small big abbr ill val angbr sic".split(), 0)
+    "file image category media 文件 檔案 档案 图像 圖像 分类 分類 媒体 datei bild kategorie fichier catégorie archivo imagen".split())
+_SHOWN = {"lang": 1, "w": -1, "transl": -1, "transliteration": -1} | dict.fromkeys("nowrap nobr small big abbr ill val sic".split(), 0)
 _ANOTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")
 _MAGIC_WORDS = re.compile("__(?:NO|FORCE|HIDDEN|NEW|STATIC|EXPECT|DISAMBIG|INDEX|TOC)[A-Z]*__")  # __NOTOC__, but not __FILE__
 _HEADING, _GAP = "\0=", "\1"  # marks of a heading, and of a place where something was dropped; XML has neither character
 _TRACE = rf"(?:[^\S\n]|[,;:，；：])*{_GAP}(?:[^\S\n]|[,;:，；：{_GAP}])*"  # of what was dropped: "Tea ( , ) is", "Tea (; so called)"
 _EMPTY_BRACKETS = re.compile(rf"(?:(?<![^\S\n])[^\S\n]+)?[(（]{_TRACE}[)）]")  # those that hold nothing else; "main()" is a text of its own
-_TRACES = re.compile(rf"(?<=[(（]){_TRACE}|(?<![^\S\n,;:，；：{_GAP}]){_TRACE}(?=[)）])|(?<![^\S\n])[^\S\n]+{_GAP}(?:[^\S\n]|{_GAP})*(?=[.,;:!?])")  # in brackets, before a comma
+_TRACES = re.compile(rf"(?<=[(（]){_TRACE}|(?<![^\S\n,;:，；：{_GAP}]){_TRACE}(?=[)）])"
+                     rf"|(?<![^\S\n])[^\S\n]+{_GAP}(?:[^\S\n]|{_GAP})*(?=[.,;:!?])")  # in brackets, before a comma
 
 
 def _unquoted(line: str) -> str:
@@ -548,7 +548,7 @@ def _reader(path: Path) -> _FileReader | None:
 def _read_folder(folder: Path, options: Options, complaints: Complaints) -> Iterator[Record]:
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     if {"state.json", "dataset_info.json"} & files.keys() or "dataset_dict.json" in files:
-        raise CorpusError(f"{folder} was written by `save_to_disk`. Open it with datasets.load_from_disk and pass the data set (a split of it).")
+        raise CorpusError(f"{folder} was written by `save_to_disk`. Open it with datasets.load_from_disk, and pass a split of it.")
     parts = {part for name in files for part in re.split(r"[\W\d_]+", name.lower())}
     rows = any(_reader(path) not in (None, _read_text) for path in files.values())
     if rows and "README.md" in files or "train" in parts and parts & {"test", "valid", "validation", "dev"}:
@@ -667,7 +667,7 @@ def to_dataset(
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, CorpusError): raise error.__cause__ from None
         what = str(error.__cause__ or error).splitlines()[0]
-        raise CorpusError(f"The records do not make a table: {what}. A column needs one type all through: mend it, or leave it out.") from error
+        raise CorpusError(f"The records do not make a table: {what}. A column needs one type all through; or leave it out.") from error
 
 # %% ../nbs/10_corpora.ipynb #91d4e5eccf
 LANGUAGES = ("en", "zh")

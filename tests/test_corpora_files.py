@@ -866,9 +866,11 @@ def test_the_real_dump_agrees_with_another_extractor(data_dir):
 @pytest.mark.parametrize(("wikitext", "expected"), [
     ("''Eagle'''s nest.", "Eagle's nest."), ("L'auteur de l'''Odyssée'' dort.", "L'auteur de l'Odyssée dort."),
     ("'''Tea''' is ''hot''.", "Tea is hot."), ("'''''Both''''' of them.", "Both of them."), ("An ''''odd'''' one.", "An 'odd' one."),
-    ("'''''Bold''' and'' more.", "Bold and more."), ("'''[[Tea]]'''s and ''[[milk]]''.", "Teas and milk."), ("It's o'clock.", "It's o'clock."),
+    ("'''''Bold''' and'' more.", "Bold and more."), ("'''[[Tea]]'''s and ''[[milk]]''.", "Teas and milk."),
+    ("It's o'clock.", "It's o'clock."),
     ("At {{convert|1300|mi|km}}, the state ends.", "At 1300 mi, the state ends."), ("It is {{formatnum:3}}&nbsp;°C.", "It is 3 °C."),
-    ("Used in {{w|bulb|bulbs}} and {{lang|fr|Paris}}.", "Used in bulbs and Paris."), ("So {{nowrap|[[New York|N. Y.]] it}} is.", "So N. Y. it is."),
+    ("Used in {{w|bulb|bulbs}} and {{lang|fr|Paris}}.", "Used in bulbs and Paris."),
+    ("So {{nowrap|[[New York|N. Y.]] it}} is.", "So N. Y. it is."),
     ("A {{lang-de|Haus}} and {{convert}} here.", "A Haus and here."),
     ("茶[[文件:a.jpg|thumb|猫。]]很好。", "茶很好。"), ("茶[[圖像:a.jpg|thumb|猫。]][[分類:茶]]很好。", "茶很好。"),
 ])
@@ -887,8 +889,10 @@ def test_two_columns_of_one_name_are_refused_in_every_kind_of_file(here):
 
 
 @pytest.mark.parametrize(("names", "message"), [
-    (["dataset_info.json", "state.json", "data-00000-of-00001.arrow"], "load_from_disk"), (["dataset_dict.json", "train/state.json"], "load_from_disk"),
-    (["README.md", "data/part.jsonl"], "documentation"), (["train.txt", "test.txt"], "test part"), (["data/train-00000.jsonl", "data/valid-00000.jsonl"], "test part"),
+    (["dataset_info.json", "state.json", "data-00000-of-00001.arrow"], "load_from_disk"),
+    (["dataset_dict.json", "train/state.json"], "load_from_disk"),
+    (["README.md", "data/part.jsonl"], "documentation"), (["train.txt", "test.txt"], "test part"),
+    (["data/train-00000.jsonl", "data/valid-00000.jsonl"], "test part"),
 ])
 def test_a_folder_that_is_not_all_text_to_learn_from_is_refused(here, names, message):
     for name in names:

@@ -1084,7 +1084,8 @@ def test_what_a_grammar_writes_it_reads_wherever_full_stops_stand(kind: str, lan
     lexicon = LEXICON | {"sign": [{"en": "Mr. A", "zh": "甲。"}, {"en": "B?", "zh": "乙"}]}
     two = "\ntwo\n  1 | then it rained. | 后来下雨了。 |\n  1 | so. | 就。 |"
     grammar = Grammar("story\n  1 > one two\none\n" + FULL_STOPS[kind] + two, lexicon)
-    for _, choices, node in derivations(grammar): assert list(readings(grammar, text_of(node, lang), lang)) == [choices], text_of(node, lang)
+    for _, choices, node in derivations(grammar):
+        assert list(readings(grammar, text_of(node, lang), lang)) == [choices], text_of(node, lang)
 
 
 def test_a_variable_that_no_text_shows_is_warned_of():
