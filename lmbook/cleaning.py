@@ -31,6 +31,7 @@ from .corpora import Record
 
 # %% ../nbs/12_cleaning.ipynb #49450e5a67
 _NARROW = {wide: wide - 0xFEE0 for wide in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}  # １Ａａ -> 1Aa
+_C1 = {n: char for n in range(0x80, 0xA0) if n != 0x85 and (char := bytes([n]).decode("cp1252", "ignore"))}  # it\x92s; \x85 is a break
 _INVISIBLE = re.compile(  # categories Cc, Cf, Co, Cs and non-characters, without \t, \n, the joiners U+200C/D and emoji tags
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f"
     "\ufeff\ufff9-\ufffb\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff\ue000-\uf8ff\U000110bd\U000110cd\U00013430-\U0001343f"
@@ -41,24 +42,25 @@ _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 
 
 def normalise(text: str) -> str:
-    """One way to write a text: NFC (Unicode Annex 15), narrow letters and digits, no invisible characters, one kind of space and break.
-
-    At most one empty line in a row, no spaces at the ends of lines. Idempotent.
-    """
-    text = _INVISIBLE.sub("", _SPACES.sub(" ", _BREAKS.sub("\n", text.translate(_NARROW))))
-    text = re.sub(r"[ \t]+$", "", unicodedata.normalize("NFC", text), flags=re.MULTILINE)
+    """One way to write a text: NFC (Unicode Annex 15), narrow letters and digits, no invisible characters, one kind of space and break,
+    at most one empty line in a row, no spaces at the ends of lines, quotes where Windows-1252 was read as Latin-1. Idempotent."""
+    text = _INVISIBLE.sub("", _SPACES.sub(" ", _BREAKS.sub("\n", text.translate(_NARROW | _C1))))
+    text = "\n".join(line.rstrip(" \t") for line in unicodedata.normalize("NFC", text).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
 # %% ../nbs/12_cleaning.ipynb #03ca28d2d9
-_HIDDEN = frozenset("script style noscript template svg math head nav footer aside form button select textarea iframe".split())
-_INLINE = frozenset(
-    "a abbr b bdi bdo cite code data del dfn em font i ins kbd mark q s samp script small span strong style sub sup template time tt u var "
-    "wbr".split()
-)
-_VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())
-_LOOKS_LIKE_HTML = re.compile(
-    r"<(?:!doctype|html|head|body|div|p|pre|br|span|a|h[1-6]|ul|li|table|section|article|script|img)\b[^<>]*>", re.IGNORECASE
-)
+_HIDDEN = frozenset("script style noscript template svg math head nav footer aside button select textarea iframe".split())
+_BLOCKS = frozenset(  # what begins a new line; tags that are not here are inline
+    "address article aside blockquote body br button caption center dd details dialog dir div dl dt fieldset figcaption figure footer form "
+    "frame frameset h1 h2 h3 h4 h5 h6 head header hgroup hr html iframe input label legend li main menu nav noframes ol optgroup option "
+    "p pre section select summary table tbody td textarea tfoot th thead title tr ul video".split())
+_NAMES, _BARE = "|".join((*_BLOCKS, "a|b|big|em|font|i|img|script|small|span|strong|style|u")), "|".join(_BLOCKS)
+_LOOKS_LIKE_HTML = re.compile(  # a tag that closes, or has attributes, or touches a word; not "put <div> around it"
+    rf"<!doctype\b|<(?:html|head|body)\b[^<>]*>|</(?:{_NAMES})\s*>|<(?:{_NAMES})(?:\s+[a-z-]+\s*=[^<>]*|\s*/)>|"
+    rf"(?m:^[ \t]*|[^\s(\"'`])<(?:{_BARE})>|<(?:{_BARE})>(?=[^\s.,;:)\"'`])", re.IGNORECASE)
+_TAG_OR_LESS = re.compile(  # a comment, or a tag that ends; or "<" for itself. In linear time, whatever is broken.
+    r"(<(?:!--.*?-->|[a-z/!?](?:[^<>\"']++|\"(?:[^\"<>]*+|[^\"]{0,1000})\"|'(?:[^'<>]*+|[^']{0,1000})'|[\"'])*+>))|<",
+    re.IGNORECASE | re.DOTALL)
 
 
 class _Page(html.parser.HTMLParser):
@@ -66,28 +68,29 @@ class _Page(html.parser.HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
-        self.blocks: list[list[Any]] = [["", 0]]
+        self.blocks: list[list[Any]] = [[[], 0]]
         self.hidden: list[str] = []  # elements without prose that are open
-        self.links = self.preformatted = 0
+        self.links, self.preformatted = False, 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in _HIDDEN and tag not in _VOID: self.hidden.append(tag)
+        if tag in _HIDDEN and len(self.hidden) < 100: self.hidden.append(tag)
         elif tag == "body": self.hidden.clear()  # a head that was never closed
-        if tag == "a": self.links = 1  # links do not nest; an unclosed one ends with the next
+        if tag == "a": self.links = "href" in dict(attrs)  # links do not nest; an unclosed one ends with the next
         if tag == "pre": self.preformatted += 1
-        if tag not in _INLINE: self.blocks.append(["", 0])
+        if tag in _BLOCKS: self.blocks.append([[], 0])
 
     def handle_endtag(self, tag: str) -> None:
         if tag in self.hidden:
             while self.hidden.pop() != tag: pass
-        if tag == "a": self.links = 0
+        if tag == "a": self.links = False
         if tag == "pre": self.preformatted = max(0, self.preformatted - 1)
-        if tag not in _INLINE: self.blocks.append(["", 0])
+        if tag in _BLOCKS: self.blocks.append([[], 0])
 
     def handle_data(self, data: str) -> None:
         if self.hidden: return
-        if not self.preformatted: data = re.sub(r"\s+", " ", data)
-        self.blocks[-1][0] += data
+        parts = self.blocks[-1][0]
+        if not self.preformatted: data = re.sub(r"\s+", " ", data).removeprefix(" " if parts and parts[-1][-1:] == " " else "")
+        parts.append(data)
         if self.links: self.blocks[-1][1] += len(data.strip())
 
 
@@ -98,10 +101,12 @@ def strip_html(
     "What a reader sees of a page, without menus: blocks rich in links are dropped (Kohlschütter et al. 2010)."
     if not _LOOKS_LIKE_HTML.search(text): return text
     parser = _Page()
-    parser.feed(text)
+    end = text.rfind("-->") + 1  # a comment that begins behind the last end of one has none
+    text = text[:end] + text[end:].replace("<!--", "&lt;!--")
+    parser.feed(_TAG_OR_LESS.sub(lambda found: "&lt;" if not found[1] else "" if found[1].startswith("<![") else found[1], text))
     parser.close()
-    kept = (block.strip() for block, links in parser.blocks if block.strip() and links <= link_density * len(block.strip()))
-    return "\n".join(kept)
+    blocks = (("".join(parts).strip(), links) for parts, links in parser.blocks)
+    return "\n".join(block for block, links in blocks if block and links <= link_density * len(block))
 
 # %% ../nbs/12_cleaning.ipynb #6d66729d63
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese characters
@@ -119,7 +124,6 @@ def drop_boilerplate(
 ) -> str:
     "Without the short lines that are a page's furniture and not its text (after the line filters of C4: Raffel et al. 2020, section 2.2)."
     def furniture(line: str) -> bool: return len(line) + 2 * len(_HAN.findall(line)) <= longest and _BOILERPLATE.search(line) is not None
-
     return "\n".join(line for line in text.split("\n") if not furniture(line))
 
 # %% ../nbs/12_cleaning.ipynb #b927484113
@@ -164,9 +168,8 @@ def living(batch: Mapping[str, Any], name: str = "text") -> Iterator[tuple[int, 
     dropped = column(batch, "dropped", None)
     for row, text in enumerate(column(batch, name)):
         if dropped[row] is not None: continue
-        if text is not None and not isinstance(text, str):
-            what = f"a {type(text).__name__} in row {row} of a batch"
-            raise CleaningError(f"Column {name!r} holds {what}, not a string. Which column is text?")
+        fits = text is None or isinstance(text, str)
+        _check.that(fits, f"Column {name!r} holds a {type(text).__name__} in row {row} of a batch, not a string. Which column is text?")
         yield row, text or ""
 
 
@@ -181,7 +184,7 @@ def drop(
 
 @dataclass(frozen=True)
 class Rewrite:
-    "A step that changes texts."
+    "A step that changes texts. Put it before the steps that drop: what it changes, they would judge otherwise."
 
     change: Callable[[str], str]  # picklable: a function of a module, or a partial of one
     name: str = "text"  # the column
@@ -254,7 +257,6 @@ def _identifier() -> Any:
 @dataclass(frozen=True)
 class Language:
     """A step that writes the language of each text into the column "lang" and drops texts in others than the wanted ones.
-
     With py3langid (Barbaresi 2021, after Lui and Baldwin 2012). A text of less than `shortest` letters is too short to tell: it stays,
     with None. A wanted language that is not the likeliest is accepted if its probability reaches `at_least`.
     """
@@ -313,16 +315,13 @@ def valid_card(number: str) -> bool:
 # %% ../nbs/12_cleaning.ipynb #bd2d1d392e
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2010: 0x2D, 0x2011: 0x2D, 0x2013: 0x2D}  # one for one
 _BEFORE, _BEHIND = r"(?<![\dA-Za-z_.+-])", r"(?![\dA-Za-z_]|[.-]\d)"  # where a number stands free
-_VERSION = re.compile(
-    r"(?:\bv|\bver|version|release|build|firmware|section|chapter|版本|版本号|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE
-)
+_VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|\boid|版本号?|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
+_LETTER = "a-z0-9\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0300-\u03ff\u0400-\u052f"  # of addresses: Latin, Greek, Cyrillic
 _ORDER = re.compile(r"(?:ISBN|ISSN|No\.?|#|编号|订单号?)[:： ]*$")
 _HEX_WITH_DIGIT = re.compile(r"[0-9a-f]*\d[0-9a-f]*", re.IGNORECASE)
 
 
 def _bounded(pattern: str) -> re.Pattern[str]: return re.compile(_BEFORE + "(?:" + pattern + ")" + _BEHIND, re.ASCII)
-
-
 def _digits(text: str) -> str: return re.sub(r"[^\dXx]", "", text)
 
 
@@ -337,14 +336,16 @@ def _public_ip(text: str, before: str) -> bool:
     return not (address.is_loopback or address.is_unspecified)
 
 
-def _phone(text: str, before: str) -> bool: return 7 <= len(_digits(text)) <= 15 and not _ORDER.search(before)
+def _phone(text: str, before: str) -> bool:
+    least, most = (11, 11) if text.startswith("+1") else (9 if text[0] == "+" else 7, 15)  # digits, with the country's code
+    return least <= len(_digits(text)) <= most and not _ORDER.search(before)
 
 
 # Kinds in the order in which they win: pattern, and a condition on the match and the 16 characters before it.
 PERSONAL: dict[str, tuple[re.Pattern[str], Callable[[str, str], bool]]] = {
     "EMAIL": (re.compile(
-        r"(?<![\w.+-])\w[\w.+'-]{0,63}(?:@| ?[\[(] ?at ?[\])] ?)(?:[a-z0-9-]{1,63}(?:\.| ?[\[(] ?dot ?[\])] ?)){1,8}[a-z]{2,24}(?![\w-])",
-        re.ASCII | re.IGNORECASE), lambda text, before: ".." not in text),
+        r"(?<![L_.+-])[L_][L_.+'-]{0,63}(?:@| ?[\[(] ?at ?[\])] ?)(?:[L-]{1,63}(?:\.| ?[\[(] ?dot ?[\])] ?)){1,8}(?!\d)[L]{2,24}(?![L_-])"
+        .replace("L", _LETTER), re.IGNORECASE), lambda text, before: ".." not in text),
     "CN_ID": (_bounded(r"[1-9]\d{5}[ -]?(?:18|19|20)\d{6}[ -]?\d{3}[\dXx]"), lambda text, before: valid_cn_id(_digits(text))),
     "CARD": (_bounded(r"\d{4}([ -]?)\d{4}\1\d{4}\1\d{1,7}|\d{4}([ -])\d{4}\2\d{4}\2\d{4}\2\d{1,3}|3[47]\d{2}[ -]?\d{6}[ -]?\d{5}"),
              lambda text, before: valid_card(_digits(text))),
@@ -354,9 +355,9 @@ PERSONAL: dict[str, tuple[re.Pattern[str], Callable[[str, str], bool]]] = {
         re.ASCII | re.IGNORECASE), _public_ip),
     "PHONE": (_bounded("|".join((
         r"(?:(?:\+|00)?86[ -]?)?1[3-9]\d([ -]?)\d{4}\1\d{4}",  # Chinese mobile
-        r"(?:(?:\+|00)86[ -]?)?\(?0?(?<=0)(?:10|2\d|[3-9]\d{2})\)?[ -]?[2-8]\d{6,7}",  # Chinese landline
-        r"(?:\+?1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}",  # North America
-        r"0\d{2,4} \d{3,4} \d{3,4}",  # as it is written in Britain
+        r"(?:(?:\+|00)86[ -]?)?\(?0?(?<=0)(?:10|2\d|[3-9]\d{2})\)?[ -]?[2-8]\d{2,3}[ -]?\d{4}",  # Chinese landline
+        r"(?:\+?1[ .-])?(?:\([2-9]\d{2}\)[ .-]?|[2-9]\d{2}[ .-])[2-9]\d{2}[ .-]\d{4}",  # North America
+        r"(?<!\d )0(?:\d{2,4} \d{3,4} \d{3,4}|\d{3,4} \d{6})(?! \d)",  # as it is written in Britain
         r"\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,4}\)?){2,6}"))), _phone),  # any country, with its code
 }
 
@@ -367,8 +368,8 @@ def find_personal_data(text: str) -> list[tuple[int, int, str]]: # (start, end, 
     for kind, (pattern, check) in PERSONAL.items():
         for match in pattern.finditer(narrow):
             start, end = match.span()
-            if any(start < e and s < end for s, e, _ in found): continue
-            if check(match[0], narrow[max(0, start - 16) : start]): found.append((start, end, kind))
+            free = not any(start < e and s < end for s, e, _ in found)
+            if free and check(match[0], narrow[max(0, start - 16) : start]): found.append((start, end, kind))
     return sorted(found)
 
 
@@ -443,11 +444,8 @@ def gopher_repetition(text: str, lang: str = "en", stretch: Mapping[str, int] = 
     longer = stretch.get(lang, 1)
     for name, parts in (("paragraphs", re.split(r"\n\s*\n", text.strip())), ("lines", text.split("\n"))):
         parts = [p.strip() for p in parts if p.strip()]
-        seen: set[str] = set()
-        repeats = []
-        for part in parts:
-            if part in seen: repeats.append(part)
-            seen.add(part)
+        first = {part: i for i, part in reversed([*enumerate(parts)])}
+        repeats = [part for i, part in enumerate(parts) if i > first[part]]
         by_number, by_characters = _REPEATED_LINES[name]
         many = len(repeats) > by_number * len(parts)
         if many or sum(map(len, repeats)) > by_characters * sum(map(len, parts)): return f"gopher: repeated {name}"
@@ -468,10 +466,8 @@ def gopher_repetition(text: str, lang: str = "en", stretch: Mapping[str, int] = 
 
 
 def c4_page(text: str, lang: str = "en") -> str | None:
-    """The rules of C4 for whole pages: three sentences or more, no placeholder text, no code (Raffel et al. 2020, section 2.2).
-
-    Of the others, the one on lines is `drop_boilerplate`; not here are its list of bad words, and its removal of repeated spans.
-    """
+    """The rules of C4 for whole pages: three sentences or more, no placeholder text, no code (Raffel et al. 2020, section 2.2). The one on
+    lines is `drop_boilerplate`; not here are its list of bad words, and its removal of repeated spans."""
     if "lorem ipsum" in text.lower(): return "c4: lorem ipsum"
     if "{" in text: return "c4: curly bracket"
     if len(_SENTENCE_END.findall(text)) < 3: return "c4: fewer than three sentences"
@@ -483,7 +479,6 @@ def c4_lines(text: str, least: int = 5) -> str:
     def wanted(line: str) -> bool:
         enough = len(_HAN.findall(line)) >= 2 * least or len(line.split()) >= least
         return enough and line.rstrip().endswith((".", "!", "?", '"', "”", "。", "！", "？", "」"))
-
     return "\n".join(line for line in text.split("\n") if wanted(line))
 
 # %% ../nbs/12_cleaning.ipynb #0c9140393e
@@ -511,7 +506,6 @@ def _characters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @cache
 def _powers(n: int) -> tuple[np.ndarray, np.ndarray]: # of the base, from 1 up, and of its inverse modulo 2**64
     def row(base: int) -> np.ndarray: return np.cumprod(np.append(np.ones(1, np.uint64), np.full(n - 1, base, np.uint64)))
-
     return row(int(_ODD)), row(pow(int(_ODD), -1, 2**64))
 
 
@@ -668,23 +662,31 @@ class CorpusStep(Protocol):
 
     @property
     def key(self) -> str: ...  # the column of keys
-
     def __call__(self, batch: Columns) -> Columns: ...
-
     def decide(self, keys: Iterable[bytes | None]) -> list[str | None]: ...  # a reason to drop the row, or None; for each key
+
+
+_PUNCTUATION = re.compile(r"""[\s_.,;:!?…'"()\[\]{}«»‹›“”‘’„‚`´–—―‐‑·•、。，；：！？「」『』（）【】《》〈〉〔〕～¡¿؟،؛-]+""")
+
+
+def _unpunctuated(text: str) -> str:
+    "Without spaces and punctuation, but for what belongs to a number: 1.5 is not 15, nor 1 5, and -5 is not 5."
+    def kept(found: re.Match[str]) -> str:
+        if not text[found.end() : found.end() + 1].isdigit(): return ""
+        return found[0] if found.start() and text[found.start() - 1].isdigit() else "".join(c for c in found[0][-1] if c in "-.")
+    return _PUNCTUATION.sub(kept, text) or text
 
 
 @dataclass(frozen=True)
 class ExactDuplicates:
-    "Copies of a text that came before it: a step on the whole corpus. Case, spaces and punctuation do not count."
+    "Copies of a text that came before it: a step on the whole corpus. Case, spaces and punctuation do not count; C++ is not C#."
 
     key: str = "exact_key"
 
     def __call__(self, batch: Columns) -> Columns:
         keys = column(batch, self.key, None)
         for row, text in living(batch):
-            bare = re.sub(r"[\W_]+", "", text.casefold())
-            keys[row] = hashlib.blake2b(bare.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            keys[row] = hashlib.blake2b(_unpunctuated(text.casefold()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         return {**batch, self.key: keys}
 
     def decide(self, keys: Iterable[bytes | None]) -> list[str | None]: # a reason to drop the row, or None; for each key

@@ -47,14 +47,9 @@ if TYPE_CHECKING: import datasets
 # %% ../nbs/10_corpora.ipynb #d5d1810168
 class CorpusError(LmbookError):
     "Something about a source of text that its user can mend. The message says where, what is wrong, and what to do about it."
-
-    def __init__(
-        self,
-        message: str,
-        kind: str = "unreadable file",  # a word or two, under which it is counted where errors are skipped
-    ):
+    def __init__(self, message: str, kind: str = "unreadable file"):
         super().__init__(message)
-        self.kind = kind
+        self.kind = kind  # a word or two, under which it is counted where errors are skipped
 
 
 _check = Check(CorpusError)
@@ -83,9 +78,7 @@ def _open_bytes(path: Path) -> Iterator[_Stream]:
         raise CorpusError(f"{path}: these are not {path.suffix} data, or they are damaged ({error}). Fetch the file again.") from error
 
 
-def guess_encoding(
-    path: str | Path,  # a text file, perhaps compressed
-) -> str | None: # a name that Python knows, or None where nothing fits
+def guess_encoding(path: str | Path) -> str | None: # a name that Python knows, or None where nothing fits
     "Guess from the first part of a file that is not plain ASCII (with charset-normalizer). A guess: look at the text before you trust it."
     with _open_bytes(Path(path)) as stream:
         while (sample := stream.read(1 << 16)) and sample.isascii() and b"\0" not in sample: pass
@@ -129,8 +122,9 @@ def _open_text(
         encoding = guess_encoding(path)
         if encoding is None: raise CorpusError(f"{path}: no known encoding fits; this may not be a text file.", "wrong bytes")
     with _open_bytes(path) as stream:
-        try: name = codecs.lookup(encoding or "utf-8").name
+        try: "".encode(encoding or "utf-8")  # says no to hex and rot13, which are no encodings of text
         except LookupError as error: raise CorpusError(f"Python knows no encoding {encoding!r}. For UTF-8 leave it out.") from error
+        name = codecs.lookup(encoding or "utf-8").name
         if name == "utf-8": name = next((e for mark, e in _MARKS if stream.peek(4).startswith(mark)), name)
         try: yield io.TextIOWrapper(stream, name, "surrogateescape" if on_error == "skip" else "strict", newline=newline)
         except UnicodeDecodeError: raise _wrong_bytes(path, name) from None
@@ -142,22 +136,18 @@ Record = dict[str, Any]  # "text", and what else is known: "id", "source", "titl
 @dataclass
 class Complaints:
     "What to do about a record that cannot be used: raise an error, or leave it out and count it by kind."
-
     on_error: OnError = "raise"
     counts: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None: _check.choices(self)
-
     def __call__(self, kind: str, message: str) -> None:
         if self.on_error == "raise": raise CorpusError(message, kind)
         self.counts[kind] += 1
 
 
 class Corpus:
-    """A source of records that can be read again and again, one record in memory at a time.
-
-    Each `for` loop opens the source anew. `skipped` tells what the latest one left out so far, and how often.
-    """
+    """A source of records that can be read again and again, one record in memory at a time. Each `for` loop opens the source anew;
+    `skipped` tells what the latest one left out so far, and how often."""
 
     def __init__(
         self,
@@ -186,7 +176,6 @@ By = Literal["line", "paragraph", "file"]  # what in a plain text file makes a r
 @dataclass(frozen=True)
 class Options:
     "How to read files; each kind of file uses the ones that concern it."
-
     text: str | Callable[[Record], str] = "text"  # the column that holds the text, or a function that makes it from a row
     by: By = "line"  # what in a plain text file makes a record
     encoding: str | None = None  # None: UTF-8 or what a byte-order mark says; "detect": guess; else a name that Python knows
@@ -201,10 +190,7 @@ class Options:
 
 def _flaw(text: str) -> bool:
     "Whether `text` holds half a character: a byte that could not be decoded, or a lone surrogate. No file can hold such a text."
-    if text.isascii(): return False
-    try: text.encode()
-    except UnicodeEncodeError: return True
-    return False
+    return not text.isascii() and re.search(r"[\ud800-\udfff]", text) is not None
 
 
 def _pieces(lines: Iterable[str], by: By) -> Iterator[tuple[int, str]]:
@@ -232,6 +218,7 @@ def _existing(path: str | Path) -> Path:
     "The path of a file that is there; else a CorpusError that says what is there instead."
     path = Path(path)
     if path.is_dir(): raise CorpusError(f"{path} is a folder. read_corpus reads all files in it.")
+    if path.exists() and not path.is_file(): raise CorpusError(f"{path} is no file that can be read twice, but a device or a pipe.")
     if not path.exists():
         beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         alike = difflib.get_close_matches(path.name, beside, n=1)
@@ -372,13 +359,14 @@ def read_csv(
 def _read_parquet(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
-
     if not path.stat().st_size: raise CorpusError(f"{path}: the file is empty.", "empty file")
     n = 0
     try:
         with parquet.ParquetFile(path, pre_buffer=False) as file:  # pre-buffering would take in all of it
-            if not callable(options.text) and options.text not in file.schema_arrow.names:
-                there = ", ".join(map(repr, file.schema_arrow.names))
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names): raise CorpusError(f"{path}: two columns have one name, in {names}. Rename one.")
+            if not callable(options.text) and options.text not in names:
+                there = ", ".join(map(repr, names))
                 message = f"{path}: there is no column {options.text!r}. The columns are {there}. Name one with text='...'."
                 raise CorpusError(message, "no text")
             for batch in file.iter_batches(batch_size=1024):
@@ -416,30 +404,47 @@ def write_jsonl(
 # %% ../nbs/10_corpora.ipynb #57b2951863
 _DROPPED_TAGS = frozenset(
     "ref references gallery math chem ce timeline table score imagemap syntaxhighlight source pre templatedata hiero graph categorytree "
-    "mapframe maplink inputbox section style".split()
-)
+    "mapframe maplink inputbox section style".split())
 _APPENDICES = frozenset(
     "references|notes|notes and references|footnotes|citations|sources|bibliography|further reading|external links|see also|"
     "参考文献|參考文獻|参考资料|參考資料|注释|註釋|脚注|腳註|外部链接|外部連結|外部鏈接|参见|參見|延伸阅读|延伸閱讀|"
-    "相关条目|相關條目".split("|")
-)
-# The end of a sentence, perhaps followed by closing quotes and brackets.
+    "相关条目|相關條目".split("|"))
 _ENDS_A_SENTENCE = re.compile(r"""[.!?…。！？][\])}"'”’»」』）]*$""")
-_HIDDEN = frozenset({"file", "image", "category", "media"})  # namespaces whose links show no words, as English wikis call them
+_HIDDEN = frozenset(  # namespaces whose links show no words, in English, and by the other names that a dump does not list
+    "file image category media 文件 檔案 档案 图像 圖像 分类 分類 媒体 datei bild kategorie fichier catégorie archivo imagen".split())
+_SHOWN = {"lang": 1, "w": -1, "transl": -1, "transliteration": -1} | dict.fromkeys("nowrap nobr small big abbr ill val sic".split(), 0)
 _ANOTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*")
 _MAGIC_WORDS = re.compile("__(?:NO|FORCE|HIDDEN|NEW|STATIC|EXPECT|DISAMBIG|INDEX|TOC)[A-Z]*__")  # __NOTOC__, but not __FILE__
-# How a heading is marked until lines are chosen, and a place where something was dropped until its traces are removed. XML, and so
-# wikitext, has neither of these two characters.
-_HEADING, _GAP = "\0=", "\1"
+_HEADING, _GAP = "\0=", "\1"  # marks of a heading, and of a place where something was dropped; XML has neither character
 _TRACE = rf"(?:[^\S\n]|[,;:，；：])*{_GAP}(?:[^\S\n]|[,;:，；：{_GAP}])*"  # of what was dropped: "Tea ( , ) is", "Tea (; so called)"
-_EMPTY_BRACKETS = re.compile(rf"[^\S\n]*[(（]{_TRACE}[)）]")  # those that hold nothing else; "main()" is a text of its own
-_TRACES = re.compile(rf"(?<=[(（]){_TRACE}|{_TRACE}(?=[)）])|[^\S\n]+{_GAP}(?:[^\S\n]|{_GAP})*(?=[.,;:!?])")  # in brackets, before a comma
+_EMPTY_BRACKETS = re.compile(rf"(?:(?<![^\S\n])[^\S\n]+)?[(（]{_TRACE}[)）]")  # those that hold nothing else; "main()" is a text of its own
+_TRACES = re.compile(rf"(?<=[(（]){_TRACE}|(?<![^\S\n,;:，；：{_GAP}]){_TRACE}(?=[)）])"
+                     rf"|(?<![^\S\n])[^\S\n]+{_GAP}(?:[^\S\n]|{_GAP})*(?=[.,;:!?])")  # in brackets, before a comma
+
+
+def _unquoted(line: str) -> str:
+    "Without quotes for bold and italics. As MediaWiki has it: if both are left open, one \'\'\' was an apostrophe and \'\'."
+    pieces = re.split("('{2,})", line)
+    marks = [{2: 2, 3: 3, 4: 3}.get(len(run), 5) for run in pieces[1::2]]
+    kept = ["'" * (len(run) - mark) for run, mark in zip(pieces[1::2], marks)]
+    if sum(m != 2 for m in marks) % 2 and sum(m != 3 for m in marks) % 2 and 3 in marks:
+        def rank(i: int) -> int: return 2 if pieces[2 * i][-1:] == " " else int(pieces[2 * i][-2:-1] != " ")  # first after one letter
+        kept[min((i for i, m in enumerate(marks) if m == 3), key=rank)] += "'"
+    return "".join(a + b for a, b in zip(pieces[::2], [*kept, ""]))
+
+
+def _expanded(template: Any) -> list[Any] | None:
+    "What a template shows of its values, if it is one of the frequent ones that show a text."
+    name, values = str(template.name).strip().lower(), [p.value for p in template.params if not p.showkey]
+    if name.startswith("formatnum:"): return [template.name.nodes[0].value.partition(":")[2], *template.name.nodes[1:]]
+    if name in ("convert", "cvt"): return [values[0], " ", values[1]] if len(values) > 1 else None
+    at = 0 if name.startswith("lang-") else _SHOWN.get(name)
+    return [values[at]] if at is not None and len(values) > max(at, 0) else None
 
 
 def _visible(code: Any, hidden: frozenset[str], out: list[str]) -> None:
     "Append to `out` what a reader sees of parsed wikitext, with a gap where something is dropped."
     from mwparserfromhell import nodes
-
     below = 0  # the level of the appendix that we are in
     for node in code.nodes:
         if isinstance(node, nodes.Heading):
@@ -448,7 +453,7 @@ def _visible(code: Any, hidden: frozenset[str], out: list[str]) -> None:
                 below = node.level if title.lower() in _APPENDICES else 0
                 if not below: out.append(f"\n{_HEADING}{title}\n")
         elif below: continue
-        elif isinstance(node, nodes.Text): out.append(re.sub("'{2,5}", "", node.value))  # quotes for bold and italics
+        elif isinstance(node, nodes.Text): out.append(node.value)
         elif isinstance(node, nodes.HTMLEntity): out.append(node.normalize())
         elif isinstance(node, nodes.Wikilink):
             prefix, colon, _ = str(node.title).strip().partition(":")
@@ -457,7 +462,9 @@ def _visible(code: Any, hidden: frozenset[str], out: list[str]) -> None:
         elif isinstance(node, nodes.ExternalLink):
             if node.title is None: out.append(_GAP)
             else: _visible(node.title, hidden, out)
-        elif isinstance(node, nodes.Template): out.append(_GAP)
+        elif isinstance(node, nodes.Template):
+            if (shown := _expanded(node)) is None: out.append(_GAP)
+            for piece in shown or (): _visible(piece, hidden, out) if hasattr(piece, "nodes") else out.append(str(piece))
         elif isinstance(node, nodes.Tag):
             if str(node.tag).strip().lower() in _DROPPED_TAGS: out.append(_GAP)
             elif node.tag == "br": out.append("\n")
@@ -471,21 +478,18 @@ def strip_wikitext(
     prose: bool = True,  # keep only lines that end like a sentence
     hidden: frozenset[str] = _HIDDEN,  # namespaces, lower case, whose links show no words
 ) -> str: # a paragraph a line
-    "The running text of a page. Templates are dropped, not expanded."
+    "The running text of a page. Of templates only the frequent ones that show a text are expanded (lang, convert, ...), others dropped."
     parser = optional("mwparserfromhell", "corpora", CorpusError)
     out: list[str] = []
     # With style tags, a bold word that is never closed would end a table far below. We remove the quotes ourselves.
-    _visible(parser.parse(wikitext, skip_style_tags=True), hidden, out)
-    text = _MAGIC_WORDS.sub("", "".join(out))
-    while _EMPTY_BRACKETS.search(text): text = _EMPTY_BRACKETS.sub(_GAP, text)  # again, for brackets within brackets
+    _visible(parser.parse(re.sub(r"<(?!!--)(?![^<>]*+>)", "&lt;", wikitext), skip_style_tags=True), hidden, out)
+    text = _MAGIC_WORDS.sub("", "\n".join(map(_unquoted, "".join(out).split("\n"))))
+    for _ in range(20): text = _EMPTY_BRACKETS.sub(_GAP, text)  # again, for brackets within brackets
     text = re.sub(r"[^\S\n]+", " ", _TRACES.sub("", text).replace(_GAP, ""))
 
-    def wanted(line: str) -> bool:
-        if line.startswith(_HEADING): return headings
-        return bool(line) and (not prose or _ENDS_A_SENTENCE.search(line) is not None)
-
+    def wanted(line: str) -> bool: return line != "" and (not prose or _ENDS_A_SENTENCE.search(line) is not None)
     lines = (line.strip() for line in text.split("\n"))
-    return "\n".join(line.removeprefix(_HEADING) for line in lines if wanted(line))
+    return "\n".join(x.removeprefix(_HEADING) for x in lines if (headings if x.startswith(_HEADING) else wanted(x)))
 
 # %% ../nbs/10_corpora.ipynb #4c6e729dc3
 def _read_dump(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
@@ -522,10 +526,8 @@ def read_wikipedia_dump(
     prose: bool = True,  # keep only lines that end like a sentence
     on_error: OnError = "raise",  # at a damaged place: "raise" CorpusError, or end there and count it
 ) -> Corpus:
-    """Articles of a Wikipedia dump as plain text, with id, title and language.
-
-    Redirects, pages that are not articles, and articles without any prose are left out and counted.
-    """
+    """Articles of a Wikipedia dump as plain text, with id, title and language. Redirects, pages that are not articles, and articles
+    without any prose are left out and counted."""
     return _file_corpus(_read_dump, path, Options(headings=headings, prose=prose), on_error)
 
 # %% ../nbs/10_corpora.ipynb #bf2ecebf65
@@ -545,9 +547,16 @@ def _reader(path: Path) -> _FileReader | None:
 
 def _read_folder(folder: Path, options: Options, complaints: Complaints) -> Iterator[Record]:
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    if {"state.json", "dataset_info.json"} & files.keys() or "dataset_dict.json" in files:
+        raise CorpusError(f"{folder} was written by `save_to_disk`. Open it with datasets.load_from_disk, and pass a split of it.")
+    parts = {part for name in files for part in re.split(r"[\W\d_]+", name.lower())}
+    rows = any(_reader(path) not in (None, _read_text) for path in files.values())
+    if rows and "README.md" in files or "train" in parts and parts & {"test", "valid", "validation", "dev"}:
+        raise CorpusError(f"{folder} is a data set with its documentation or its test part. Name the file or the folder to train on.")
     for name in sorted(files):
         if any(part.startswith(".") for part in name.split("/")): continue  # .git, .DS_Store
-        if read := _reader(files[name]): yield from _guard(read(files[name], name, options, complaints), complaints, "empty file")
+        if not files[name].resolve().is_relative_to(folder.resolve()): complaints.counts["link out of the folder"] += 1
+        elif read := _reader(files[name]): yield from _guard(read(files[name], name, options, complaints), complaints, "empty file")
         else: complaints.counts[f"unknown kind {files[name].suffix or 'without suffix'}"] += 1
 
 
@@ -559,9 +568,8 @@ def read_corpus(
     **options: Any,  # see Options; for a data set on the Hub, what datasets.load_dataset takes
 ) -> Corpus:
     """Records of any source. The kind of a file is told by its suffix, also under .gz, .bz2 or .xz.
-
-    In a folder all files of known kinds are read, with sub-folders, in the order of their names; others and empty ones are counted.
-    """
+    In a folder all files of known kinds are read, with sub-folders, in the order of their names; others, empty ones, and links that lead
+    out of it are counted. Refused is a folder in which not all files are text to learn from: one of a data set, with its documentation."""
     if not isinstance(source, (str, Path)): return as_corpus(source, on_error=on_error, **options)
     path = Path(source)
     if path.is_dir(): return Corpus(partial(_read_folder, path, Options(**options)), path.name, on_error)
@@ -595,7 +603,6 @@ def _read_rows(rows: Iterable[Mapping[str, Any]], name: str, options: Options, c
 def _not_loaded(name: str, error: Exception) -> CorpusError:
     "What to do when a data set does not come."
     import datasets
-
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         message = f"{name}: the hub has no data set of this name that everybody may read. Check the name: it is 'owner/name'."
         return CorpusError(message, "not loaded")
@@ -617,7 +624,6 @@ def load_hub(
 ) -> Corpus:
     "Records of a data set by name. The hub, or the mirror that HF_ENDPOINT names, is asked at once; so a wrong name is known at once."
     import datasets
-
     try: rows = datasets.load_dataset(name, split=split, streaming=streaming, **options)
     except Exception as error: raise _not_loaded(name, error) from error  # a dozen kinds, some of them of other libraries
     return as_corpus(_Streamed(rows, name), text, name, on_error)
@@ -626,7 +632,6 @@ def load_hub(
 @dataclass(frozen=True)
 class _Streamed:
     "Rows that come over a network, which may fail at any time."
-
     rows: Iterable[Mapping[str, Any]]
     name: str
 
@@ -653,14 +658,16 @@ def to_dataset(
 ) -> "datasets.Dataset | datasets.IterableDataset":
     "A data set of the `datasets` library. A Dataset lies in a temporary folder until Python ends; `save_to_disk` keeps it."
     import datasets
-
+    if iter(records) is records: raise CorpusError("These records can be read only once. Put them into a list, or give a Corpus.")
+    if next(iter(records), None) is None: raise CorpusError("There is no record, so nothing tells which columns there are.", "empty file")
     if streaming: return datasets.IterableDataset.from_generator(partial(_rows, records, columns))
     folder = tempfile.mkdtemp(prefix="lmbook-")  # a cache shared between runs would not notice that a file has changed
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     try: return datasets.Dataset.from_generator(partial(_rows, records, columns), cache_dir=folder)
     except datasets.exceptions.DatasetGenerationError as error:
         if isinstance(error.__cause__, CorpusError): raise error.__cause__ from None
-        raise
+        what = str(error.__cause__ or error).splitlines()[0]
+        raise CorpusError(f"The records do not make a table: {what}. A column needs one type all through; or leave it out.") from error
 
 # %% ../nbs/10_corpora.ipynb #91d4e5eccf
 LANGUAGES = ("en", "zh")
@@ -670,9 +677,7 @@ Span = tuple[int, int]  # the first character and the one after the last, as in 
 @dataclass(frozen=True, slots=True)
 class Document:
     """A short text in English and Chinese, and the truth about it that the book's tasks are trained on and judged by.
-
-    What exists in both languages is a mapping with the keys "en" and "zh". Spans count characters of `text(lang)`.
-    """
+    What exists in both languages is a mapping with the keys "en" and "zh". Spans count characters of `text(lang)`."""
 
     id: str
     genre: str
@@ -712,8 +717,7 @@ class Document:
 # %% ../nbs/10_corpora.ipynb #64104c59c7
 def _entity_spans(text: str, entities: Sequence[tuple[str, str]], lang: str) -> tuple[tuple[int, int, str], ...]:
     types = dict(entities)
-    names = "|".join(re.escape(name) for name in sorted(types, key=len, reverse=True))
-    if not names: return ()
+    names = "|".join(re.escape(name) for name in sorted(types, key=len, reverse=True)) or "(?!)"  # which matches nothing
     pattern = rf"(?<!\w)(?:{names})(?!\w)" if lang == "en" else names
     return tuple((found.start(), found.end(), types[found[0]]) for found in re.finditer(pattern, text))
 
@@ -773,13 +777,9 @@ def common_paragraphs(
 def python_docs(
     all: bool = False,  # every topic as it stands in this Python, with what differs from one version to the next
 ) -> Corpus:
-    """Python's own documentation, a record for each topic of `help`: real English prose on every machine.
-
-    By default only the paragraphs that are the same in every version, so that results can be compared. Should this Python lack some of
-    them, the others are given, with a warning that says how many.
-    """
+    """Python's own documentation, a record for each topic of `help`: real English prose on every machine. By default only the paragraphs
+    that are the same in every version, so that results can be compared; if this Python lacks some of them, a warning says how many."""
     from pydoc_data.topics import topics
-
     texts, missing = (topics, 0) if all else common_paragraphs(topics)
     if missing:
         warnings.warn(

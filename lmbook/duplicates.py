@@ -7,6 +7,7 @@ __all__ = ['MinHash', 'similarity', 'collision', 'bands_for', 'candidate_pairs',
            'repeated_passages', 'cut_passages', 'cut_repetition', 'overlap', 'Contaminated', 'fit_contaminated']
 
 # %% ../nbs/13_duplicates.ipynb #ebc4a654bd
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, overload
@@ -129,7 +130,8 @@ def near_duplicates(
     "For each text, whether to drop it and for which twin. The earliest text of a group is kept, and no text goes without a living twin."
     twin = np.full(len(signatures), -1)
     pairs = candidate_pairs(signatures, *bands_for(threshold, signatures.shape[1]))
-    pairs = pairs[similarity(signatures, pairs) >= threshold]
+    some = signatures.min(axis=1, initial=np.iinfo(np.uint32).max) < np.iinfo(np.uint32).max  # a text without shingles is like no other
+    pairs = pairs[(similarity(signatures, pairs) >= threshold) & some[pairs].all(axis=1)]
     for earlier, later in pairs.tolist():  # by the later one, then by the earlier one
         if twin[later] < 0 and twin[earlier] < 0: twin[later] = earlier
     return twin
@@ -168,7 +170,10 @@ def repeated_passages(
     n: int = 50,  # tokens: passages of this length or longer (Lee et al. 2022 take 50)
     keep_first: bool = False,  # not the part of a repetition that overlaps the first occurrence (of "a a a a" a beginning is left)
 ) -> list[list[tuple[int, int]]]: # for each text, (start, end) in characters; a passage ends where the next token begins
-    "Passages that occurred before, in the same text or in an earlier one. The first occurrence is not among them."
+    """Passages that occurred before, in the same text or in an earlier one. The first occurrence is not among them.
+
+    Each passage occurred before as a whole. Where two that overlap join ("one two three" and "two three four"), the second one is the rest.
+    """
     hashes, bounds, at = located_tokens(texts)
     grams, edges = ngram_hashes(hashes, bounds, n)
     order = np.argsort(grams, kind="stable")
@@ -185,15 +190,35 @@ def repeated_passages(
 
     covered = cover(again)
     if keep_first: covered &= ~cover(np.setdiff1d(order[:-1][same], again))
+    ends = _ends_of_passages(grams, edges, order, same)  # counted in stretches
+    text_of = np.searchsorted(edges, ends, side="right") - 1
+    borders = (ends - edges[text_of] + bounds[text_of] + n).tolist()  # counted in tokens
     change = np.flatnonzero(np.diff(np.concatenate([[False], covered, [False]])))
     out: list[list[tuple[int, int]]] = [[] for _ in texts]
     for start, end in change.reshape(-1, 2).tolist():
         text = int(np.searchsorted(bounds, start, side="right")) - 1
         while start < end:  # a run of covered tokens may go on in the next text
-            stop = min(end, int(bounds[text + 1]))
+            k = bisect_right(borders, start)
+            stop = min(end, int(bounds[text + 1]), *borders[k : k + 1])
             if stop > start: out[text].append((int(at[start]), int(at[stop]) if stop < bounds[text + 1] else len(texts[text])))
-            start, text = max(start, stop), text + 1
+            start, text = max(start, stop), text + (stop == bounds[text + 1])
     return out
+
+
+def _ends_of_passages(grams: np.ndarray, edges: np.ndarray, order: np.ndarray, same: np.ndarray) -> np.ndarray: # stretches, sorted
+    "The last stretch of each passage: the next one does not go on where the passage was found before (its first and its latest place)."
+    lead = np.maximum.accumulate(np.where(np.concatenate([[True], ~same]), np.arange(len(order)), 0)) if len(order) else order
+    first, latest, opens = np.empty_like(order), np.empty_like(order), np.zeros(len(grams) + 1, bool)
+    first[order], latest[order[1:]], opens[edges] = order[lead], order[:-1], True
+    ends, sources, before = list[int](), set[int](), -2
+    for i in np.sort(order[1:][same]).tolist():
+        goes_on = i == before + 1 and not opens[i]
+        sources = {p + 1 for p in sources if goes_on and not opens[p + 1] and grams[p + 1] == grams[i]}
+        if not sources:
+            if before >= 0: ends.append(before)
+            sources = {int(first[i]), int(latest[i])}
+        before = i
+    return np.array(ends, np.int64)
 
 
 def cut_passages(text: str, spans: Iterable[tuple[int, int]]) -> str:

@@ -52,6 +52,7 @@ class Evaluation:
     document_characters: np.ndarray | None = None  # (D,) int64; None where the documents came as ids
     document_bytes: np.ndarray | None = None  # (D,) int64, in UTF-8
     unknown: int = 0  # tokens that were <unk>: with any of these the text was not predicted, only its shadow
+    piece: str = "token"  # what each number of `token_nats` is for: for a floor it is a "sentence"
 
     @property
     def document_nats(self) -> np.ndarray: # (D,) float64
@@ -137,14 +138,17 @@ class Evaluation:
         if other.documents != self.documents:
             raise LanguageModelError(f"{self.documents} documents against {other.documents}: evaluate both on the same.")
         ours, theirs = self.document_bytes, other.document_bytes
+        if (ours is None) != (theirs is None):
+            raise LanguageModelError("One came as texts and one as ids, so nobody can tell whether they are the same documents. "
+                                     "Evaluate texts, with the model's tokenizer.")
         if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
             raise LanguageModelError("The documents differ in length, so they are not the same ones, or not in the same order.")
         return _ratio(self.document_nats - other.document_nats, self._size(per))
 
     def __repr__(self) -> str:
         more = f", {self.bits_per_byte:.3f} bits per byte" if self.document_bytes is not None else ""
-        loss = f"{self.loss:.3f} ± {self.standard_error:.3f} nats per token"
-        return f"Evaluation({loss}{more}; {self.tokens:,} tokens, {self.documents:,} documents)"
+        loss = f"{self.loss:.3f} ± {self.standard_error:.3f} nats per {self.piece}"
+        return f"Evaluation({loss}{more}; {self.tokens:,} {self.piece}s, {self.documents:,} documents)"
 
 # %% ../nbs/17_perplexity.ipynb #c5381c2ba3
 @runtime_checkable
@@ -267,8 +271,13 @@ def floor(
     world: SmallWorld,
     texts: Iterable[str],  # stories of this world
     lang: str = "en",  # or "zh"
+    sample: bool = True,  # the stories are drawn at random; False: somebody chose them, the short ones for instance
 ) -> Evaluation: # its tokens are whole sentences
-    "What the grammar itself pays for texts of Small World: no model pays less on average. LanguageModelError for a text of another."
+    """What the grammar itself pays for the very texts that are scored: no model pays less on average.
+
+    LanguageModelError for texts of another world. A single story of a smaller world may be one of this world too; thirty of them cost
+    so much less, or more, than this grammar pays on average that a random sample of its own would never do so (five standard errors).
+    """
     texts = list(texts)
     scored = []
     for i, text in enumerate(texts):
@@ -277,7 +286,14 @@ def floor(
             raise LanguageModelError(f"Text {i} is not of this world (other settings, or changed?): {text[:60]!r}")
         scored.append(sentences)
     nats = tuple(-np.array(sentences) for sentences in scored)
-    return Evaluation(nats, np.array([len(text) for text in texts]), np.array([len(text.encode()) for text in texts]))
+    different = np.array([nats[i].sum() for i in {text: i for i, text in enumerate(texts)}.values()])
+    if sample and (n := len(different)) >= 30:
+        mean, expected = float(different.mean()), world.expectations.nats
+        if abs(mean - expected) > 5 * different.std(ddof=1) / math.sqrt(n):
+            what = f"These {n} stories cost {mean:.1f} nats each on average, and stories of this world {expected:.1f}"
+            raise LanguageModelError(f"{what}: they are of a world with other settings. If they were chosen, pass sample=False.")
+    sizes = (np.array([len(text) for text in texts]), np.array([len(text.encode()) for text in texts]))
+    return Evaluation(nats, *sizes, piece="sentence")
 
 # %% ../nbs/17_perplexity.ipynb #53dd928dba
 class Dependency(NamedTuple):

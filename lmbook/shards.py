@@ -241,7 +241,9 @@ def clean(
     """Clean a corpus into shards. A run that was killed goes on where it stopped when it is called again, and ends with the same bytes.
 
     Raises CleaningError for an empty corpus, one of which nothing is left, a folder made with other steps or from another corpus, and for
-    steps that break the rules for steps. Columns that hold keys do not appear in the shards. CSV knows no None: it is an empty field there.
+    steps that break the rules for steps. A text that is rewritten after a step has judged it is not judged again, so a second run over
+    the result may drop more: put the steps that rewrite first. Columns that hold keys do not appear in the shards. CSV knows no None: it
+    is an empty field there.
     """
     _check.choice("format", format, SHARD_FORMATS)
     _check.count("shard_size", shard_size)

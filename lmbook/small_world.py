@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 import tomllib
+import warnings
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -101,7 +102,6 @@ class Choice:
         _check.that(bool(self.p.all()), "a weight is too small: its option would never be taken")
         self.logp = np.log(self.p).tolist()
         self.entropy = float(-(self.p * np.log(self.p)).sum())  # nats
-        self.index = {id(option): i for i, option in enumerate(self.options)}
 
     def at(self, integer: int) -> int:
         "The index of the option that a random integer in [0, 2**32) takes."
@@ -225,15 +225,24 @@ class Grammar:
         return self._choices[key]
 
     def pattern(self, alternative: Alternative, lang: str) -> re.Pattern:
-        "A pattern that every sentence made by `alternative` matches: its literal text, with anything in the slots."
+        'What a sentence made by `alternative` matches: its literals, anything in the slots; all if it holds a full stop ("Dr. Ann ran.").'
         key = alternative.rule, alternative.index, lang
         if key not in self._patterns:
             pieces = [p for p in alternative.parts[lang] if type(p) is not SpanMark]
             literal = [re.escape(p) if type(p) is str else ".*" for p in pieces]
             if type(pieces[0]) is str and pieces[0][0].isalpha():  # a sentence begins with a capital letter
                 literal[0] = f"[{pieces[0][0].upper()}{pieces[0][0]}]" + re.escape(pieces[0][1:])
-            self._patterns[key] = re.compile("".join(literal), re.DOTALL)
+            flat = "".join(p if type(p) is str else "x" for p in pieces)
+            marked = any(self._marked(p, lang) for p in pieces if type(p) is not str)
+            one = [found.end() for found in SENTENCE_END.finditer(flat)] == [len(flat)]  # the only full stop is the last
+            self._patterns[key] = re.compile("".join(literal) if one and not marked else ".*", re.DOTALL)
         return self._patterns[key]
+
+    def _marked(self, part: Part, lang: str) -> bool:
+        "Whether a part of a template may show a full stop."
+        if type(part) is str: return SENTENCE_END.search(part) is not None
+        if type(part) is Slot: return any(SENTENCE_END.search(v) for row in self.lexicon[self.category[part.var]] for v in row.values())
+        return type(part) is Call and any(self._marked(p, lang) for a in self.rules[part.rule].options for p in a.parts[lang])
 
     def expand(self, rule: str, variables: dict[str, Row], pick: Callable[[Choice], int]) -> Node:
         "Expand a rule. `pick` is asked for each choice, in a fixed order; `variables` collects what is drawn."
@@ -349,24 +358,22 @@ class _Reader:
             here[draw.var] = row
         return True
 
-    def parts(
-        self, alternative: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool
-    ) -> Iterator[tuple[int, dict, dict]]:
+    def parts(self, option: Alternative, k: int, at: int, known: dict, expanded: dict, first: bool) -> Iterator[tuple[int, dict, dict]]:
         "Read a template from its part `k` on."
-        parts = alternative.parts[self.lang]
+        parts = option.parts[self.lang]
         while k < len(parts) and isinstance(parts[k], SpanMark): k += 1
         if k == len(parts):
             yield at, known, expanded
             return
         part = parts[k]
         if isinstance(part, str):
-            if self.starts(part, at, first): yield from self.parts(alternative, k + 1, at + len(part), known, expanded, False)
+            if self.starts(part, at, first): yield from self.parts(option, k + 1, at + len(part), known, expanded, False)
         elif isinstance(part, Call):
             for end, after, node in self.phrase(part.rule, at, known, first):
-                yield from self.parts(alternative, k + 1, end, after, expanded | {part.rule: node}, False)
+                yield from self.parts(option, k + 1, end, after, expanded | {part.rule: node}, False)
         elif isinstance(part, Slot):
             for end, after in self.slot(part, at, known, first):
-                yield from self.parts(alternative, k + 1, end, after, expanded, False)
+                yield from self.parts(option, k + 1, end, after, expanded, False)
 
     def slot(self, slot: Slot, at: int, known: dict, first: bool) -> Iterator[tuple[int, dict]]:
         "Read a slot: the form of a known variable, or every form of a new one that fits."
@@ -420,7 +427,8 @@ class _Reader:
         wanted, choices = self.chosen(node), []
 
         def pick(choice: Choice) -> int:
-            i = choice.index.get(id(next(wanted)))
+            taken = next(wanted)
+            i = next((i for i, option in enumerate(choice.options) if option is taken), None)
             if i is None: raise SmallWorldError("the grammar does not make this choice here")
             choices.append(i)
             return i
@@ -484,7 +492,6 @@ class Expectations:
 
     @property
     def nats_per_sentence(self) -> float: return self.nats / self.sentences
-
     @property
     def nats_per_word(self) -> float: return self.nats / self.words
 
@@ -553,9 +560,7 @@ class _Counter:
         "The size of what the templates show themselves: literals with an x for each slot, and what slots add to that."
         out = np.zeros(7)
         if self.literals:
-            flat = {
-                lang: [p if isinstance(p, str) else "x" * isinstance(p, Slot) for p in parts] for lang, parts in alternative.parts.items()
-            }
+            flat = {lang: [p if isinstance(p, str) else "x" * isinstance(p, Slot) for p in ps] for lang, ps in alternative.parts.items()}
             out += _size("".join(flat["en"]), "".join(flat["zh"]))
         for lang, parts in alternative.parts.items():
             for s in parts:
@@ -615,18 +620,17 @@ class _Counter:
 
 
 def expectations(grammar: Grammar) -> Expectations:
-    "Entropy and expected lengths of a document of the grammar: exact, without sampling or enumeration."
+    "Entropy of the choices and expected lengths of a document of the grammar, exactly. Warns where a variable is drawn and shown nowhere."
+    ways = [a for choice in grammar.rules.values() for a in choice.options]
+    told = {v for a in ways for parts in a.parts.values() for s in parts if type(s) is Slot for v in (s.var, s.by)}
+    if lost := sorted({d.var for a in ways for d in a.draws} - told - {v for a in ways for d in a.draws for _, v, _ in d.where}):
+        warnings.warn(f"No text shows {', '.join(lost)}: the entropy counts the choice, and no model can be judged by it.", stacklevel=2)
     own = {v for v in grammar.category if v[0] == "_"}
     walks = [(own, True), *(({v}, False) for v in grammar.category if v not in own)]  # one variable at a time keeps the states few
     totals = sum((_Counter(grammar, *walk).rule(grammar.start, (), frozenset())[0] for walk in walks), np.zeros(7))
     nats, count, words, en, en_bytes, zh, zh_bytes = totals.tolist()
     count += grammar.rules[grammar.start].options[0].sequence is None  # a grammar of one sentence
-    gaps = count - 1
-    return Expectations(nats, count, words, {"en": en + gaps, "zh": zh}, {"en": en_bytes + gaps, "zh": zh_bytes})
-
-# %% ../nbs/11_small_world.ipynb #8c95bd8827
-def _package_file(name: str) -> str:
-    return resources.files("lmbook.data").joinpath(name).read_text(encoding="utf-8")
+    return Expectations(nats, count, words, {"en": en + count - 1, "zh": zh}, {"en": en_bytes + count - 1, "zh": zh_bytes})
 
 # %% ../nbs/11_small_world.ipynb #1fc447e44c
 @dataclass(frozen=True)
@@ -641,6 +645,7 @@ class SmallWorldConfig:
     def __post_init__(self) -> None:
         _check.counts(self, "limit")
         _check.counts(self, "seed", "talk", "nested", least=0)
+        _check.that(self.seed < 2**64, f"seed={self.seed} must be below 2**64.")
 
 
 Split = Literal["train", "valid", "test"]
@@ -648,11 +653,8 @@ SPLITS: dict[Split, int] = {"train": 0, "valid": 2**40, "test": 2**41}  # where 
 
 
 def _dice(seed: int, indices: np.ndarray, n: int, skip: int = 0) -> np.ndarray:
-    """For each document index `n` random integers below 2**32, after the first `skip`: a hash of seed, index and position.
-
-    The hash is SplitMix64 (Steele, Lea and Flood 2014). Any document can be made by itself, and numpy's own generators, which may
-    change between versions, play no part.
-    """
+    """For each document index `n` random integers below 2**32, after the first `skip`: a hash of seed, index and position, SplitMix64
+    (Steele, Lea and Flood 2014). Any document can be made by itself, and numpy's own generators, which may change, play no part."""
 
     def mix(x: np.ndarray) -> np.ndarray:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -673,7 +675,7 @@ class SmallWorld:
 
     def __init__(self, config: SmallWorldConfig = SmallWorldConfig()):
         self.config = config
-        data = tomllib.loads(_package_file("small_world.toml"))
+        data = tomllib.loads(resources.files("lmbook.data").joinpath("small_world.toml").read_text(encoding="utf-8"))
         lexicon = {
             name: [dict(zip(table["columns"], map(str.strip, row.split("|")), strict=True)) for row in table["rows"].strip().split("\n")]
             for name, table in data["lexicon"].items()
@@ -753,10 +755,8 @@ class SmallWorld:
         for i in self._indices(split, n, start): yield self.document(i)
 
     def sentence_log_probs(self, text: str, lang: str = "en") -> list[float] | None:
-        """Log-probability (nats) of each sentence given those before it, exactly; they sum to that of the text. None: not in the language.
-
-        The last one includes that the story ends there.
-        """
+        """Log-probability (nats) of each sentence given those before it, exactly; they sum to that of the text. The last one includes
+        that the story ends there. None: not in the language."""
         found = list(itertools.islice(readings(self.grammar, text, lang), 2))
         if not found: return None
         if len(found) > 1: raise SmallWorldError("the grammar is ambiguous; its probabilities would be wrong")  # the tests say: never

@@ -495,13 +495,13 @@ def test_data_sets_by_name_from_a_mirror(tmp_path):
     ("'''Tea''' is a [[drink]] of [[Camellia sinensis|leaves]].", "Tea is a drink of leaves."),
     ("A [[File:x.jpg|thumb|A [[pot]].]]b [[Category:C]]c [[de:Tee]]d [[Image:y.png]]e [[zh-min-nan:Tê]]f.", "A b c d e f."),
     ("See [[:Category:Teas]] and [[Plan 9: a film]] and [[wikt:tea|the word]].", "See :Category:Teas and Plan 9: a film and the word."),
-    ("Tea ({{lang|zh|茶}}) is hot.<ref name=a>Book.</ref><ref name=a /> It cools.", "Tea is hot. It cools."),
-    ("Tea ({{IPA|x}}; {{lang|zh|茶}}, ''cha'') is hot.", "Tea (cha) is hot."),
-    ("Tea ({{lang|zh|茶}}, from {{lang|zh|x}}) is hot.", "Tea (from) is hot."),
-    ("Tea ({{lang|zh|茶}} ({{IPA|x}})) is ({{x}} , {{y}} ) hot.", "Tea is hot."),
+    ("Tea ({{lang|zh|茶}}) is hot.<ref name=a>Book.</ref><ref name=a /> It cools.", "Tea (茶) is hot. It cools."),
+    ("Tea ({{IPA|x}}; {{audio|茶}}, ''cha'') is hot.", "Tea (cha) is hot."),
+    ("Tea ({{audio|茶}}, from {{audio|x}}) is hot.", "Tea (from) is hot."),
+    ("Tea ({{audio|茶}} ({{IPA|x}})) is ({{x}} , {{y}} ) hot.", "Tea is hot."),
     ("Tea ({{x}}; pronounced so) (drink, {{x}}) is (; as it stands) hot.", "Tea (pronounced so) (drink) is (; as it stands) hot."),
     ("Call main() first, then f( ) and print(<ref>A.</ref>) or g(, x).{{x}}", "Call main() first, then f( ) and print or g(, x)."),
-    ("From {{lang|la|tea}}, it is {{convert|5|km}}{{x}} . A {{x}} b , c.\n{{x}}\nEnd.", "From, it is. A b , c.\nEnd."),
+    ("From {{audio|tea}}, it is {{y}}{{x}} . A {{x}} b , c.\n{{x}}\nEnd.", "From, it is. A b , c.\nEnd."),
     ("茶（{{lang|x}}，{{y}}）很好（{{z}}；热）。", "茶很好（热）。"),
     ("__NOTOC__ Here __FILE__ and __init__ stay.__FORCETOC__", "Here __FILE__ and __init__ stay."),
     ("Tea<!-- why? --> &amp; milk&nbsp;&ndash; 5&times;.", "Tea & milk – 5×."),
@@ -858,3 +858,74 @@ def test_the_real_dump_agrees_with_another_extractor(data_dir):
     leftovers = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||'''|<ref|</|&[a-z]+;|\[\[(?:File|Category)|__[A-Z]+__")
     dirty = {title: found[0] for title, text in ours.items() if (found := leftovers.findall(text))}
     assert len(dirty) <= 3, dirty
+
+
+# Nothing wrong in silence
+
+
+@pytest.mark.parametrize(("wikitext", "expected"), [
+    ("''Eagle'''s nest.", "Eagle's nest."), ("L'auteur de l'''Odyssée'' dort.", "L'auteur de l'Odyssée dort."),
+    ("'''Tea''' is ''hot''.", "Tea is hot."), ("'''''Both''''' of them.", "Both of them."), ("An ''''odd'''' one.", "An 'odd' one."),
+    ("'''''Bold''' and'' more.", "Bold and more."), ("'''[[Tea]]'''s and ''[[milk]]''.", "Teas and milk."),
+    ("It's o'clock.", "It's o'clock."),
+    ("At {{convert|1300|mi|km}}, the state ends.", "At 1300 mi, the state ends."), ("It is {{formatnum:3}}&nbsp;°C.", "It is 3 °C."),
+    ("Used in {{w|bulb|bulbs}} and {{lang|fr|Paris}}.", "Used in bulbs and Paris."),
+    ("So {{nowrap|[[New York|N. Y.]] it}} is.", "So N. Y. it is."),
+    ("A {{lang-de|Haus}} and {{convert}} here.", "A Haus and here."),
+    ("茶[[文件:a.jpg|thumb|猫。]]很好。", "茶很好。"), ("茶[[圖像:a.jpg|thumb|猫。]][[分類:茶]]很好。", "茶很好。"),
+])
+def test_no_noun_and_no_apostrophe_goes_missing(wikitext, expected): assert strip_wikitext(wikitext) == expected
+
+
+@pytest.mark.parametrize("unit", ["<ref", " ", ",", "(", "()", "( ", "({{x}} ", " {{x}},", "'''", "[", "<ref>"])
+def test_no_page_takes_forever(unit): strip_wikitext("Tea." + unit * 10_000 + "x.")
+
+
+def test_two_columns_of_one_name_are_refused_in_every_kind_of_file(here):
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), "two.parquet")
+    Path("two.csv").write_text("text,text\na,b\n", encoding="utf-8")
+    for name in ("two.parquet", "two.csv"):
+        with pytest.raises(CorpusError, match="two columns have one name"): list(read_corpus(name))
+
+
+@pytest.mark.parametrize(("names", "message"), [
+    (["dataset_info.json", "state.json", "data-00000-of-00001.arrow"], "load_from_disk"),
+    (["dataset_dict.json", "train/state.json"], "load_from_disk"),
+    (["README.md", "data/part.jsonl"], "documentation"), (["train.txt", "test.txt"], "test part"),
+    (["data/train-00000.jsonl", "data/valid-00000.jsonl"], "test part"),
+])
+def test_a_folder_that_is_not_all_text_to_learn_from_is_refused(here, names, message):
+    for name in names:
+        (here / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / "d" / name).write_text('{"text": "a"}\n', encoding="utf-8")
+    with pytest.raises(CorpusError, match=message): list(read_corpus("d"))
+    with pytest.raises(CorpusError, match=message): list(read_corpus("d", on_error="skip"))
+
+
+def test_a_link_out_of_a_folder_is_not_followed(here):
+    for name in ("out.txt", "d/in.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(name, encoding="utf-8")
+    Path("d/link.txt").symlink_to(here / "out.txt")
+    Path("d/same.txt").symlink_to(here / "d" / "in.txt")
+    corpus = read_corpus("d")
+    assert texts(corpus) == ["d/in.txt", "d/in.txt"] and corpus.skipped == {"link out of the folder": 1}
+
+
+@pytest.mark.parametrize("encoding", ["hex", "zlib", "rot13", "base64"])
+def test_codecs_that_are_no_encodings_of_text_are_refused(here, encoding):
+    Path("a.txt").write_text("abcd", encoding="utf-8")
+    with pytest.raises(CorpusError, match="Python knows no encoding"): list(read_text("a.txt", encoding=encoding))
+
+
+def test_a_pipe_behind_a_name_is_refused(here):
+    os.mkfifo("pipe.txt")
+    with pytest.raises(CorpusError, match="pipe"): read_text("pipe.txt")
+    with pytest.raises(CorpusError, match="device"): read_text("/dev/zero")
+
+
+def test_what_makes_no_table_is_said_in_our_words():
+    with pytest.raises(CorpusError, match="no record"): to_dataset(as_corpus([]))
+    with pytest.raises(CorpusError, match="only once"): to_dataset({"text": c} for c in "ab")
+    late = [{"text": "a", "n": 1} for _ in range(1500)] + [{"text": "b", "n": {"x": 1}}]
+    with pytest.raises(CorpusError, match="do not make a table"): to_dataset(as_corpus(late))

@@ -269,3 +269,30 @@ def test_planted_copies_in_real_text_are_found(data_dir, name, n):
     assert hit[true > .9].mean() > .97 and hit[true < .65].mean() < .1
     judged = [jaccard(shingles(texts[i], n), shingles(texts[twin[i]], n)) for i in np.flatnonzero(twin >= 0)]
     assert np.mean(np.array(judged) > .8 - .0707) > .97
+
+
+# ---------------------------------------------------------------------------------------------------------- nothing wrong in silence
+
+
+def test_texts_without_shingles_are_nobodys_twins():
+    signatures = MinHash().signatures(["!!!", "🎉🎉", "", "the tea is ready now", "the tea is ready now"])
+    assert near_duplicates(signatures).tolist() == [-1, -1, -1, -1, 3]
+
+
+def contains(text: list[str], part: list[str]) -> int: return sum(text[i : i + len(part)] == part for i in range(len(text) - len(part) + 1))
+
+
+def test_a_passage_that_two_texts_share_out_is_not_said_to_be_one():
+    texts = ["one two three four five", "x three four five six seven y", "one two three four five six seven"]
+    assert [texts[2][a:b].strip() for a, b in repeated_passages(texts, 3)[2]] == ["one two three four five", "six seven"]
+
+
+@given(TEXTS, st.integers(1, 4), st.booleans())
+@settings(max_examples=300)
+def test_each_passage_occurred_as_a_whole(texts, n, keep_first):
+    found = repeated_passages(texts, n, keep_first)
+    for k, (text, spans) in enumerate(zip(texts, found)):
+        for start, end in spans:
+            part = TOKEN.findall(text[start:end])
+            before = sum(contains(TOKEN.findall(t), part) for t in texts[:k])
+            assert before + contains(TOKEN.findall(text[:end]), part) > 1 or before, (text, text[start:end])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from lmbook.cleaning import CleaningError, apply_steps
 from lmbook.imbalance import (
+    MISSING,
     calibration_error,
     class_weights,
     f1,
@@ -157,3 +160,25 @@ def test_a_forecaster_who_is_right_is_calibrated(seed):
     rng = np.random.default_rng(seed)
     p = rng.random(20_000)
     assert calibration_error(p, rng.random(20_000) < p) < .03
+
+
+# ---------------------------------------------------------------------------------------------------------- nothing wrong in silence
+
+
+@pytest.mark.parametrize("value", [
+    *(kind("nan") for kind in (np.float16, np.float32, np.longdouble, complex, Decimal)), np.datetime64("NaT"), np.timedelta64("NaT"),
+    "NA", "NaN", "NULL", "<NA>", "\u3000", "None ",
+])
+def test_every_type_and_spelling_of_nothing_is_missing(value): assert is_missing(value) is True
+
+
+@pytest.mark.parametrize("value", [np.float32(0), np.datetime64("2020-01-01"), Decimal(1), "Na", "nano", np.array([1.0, 2.0]), (), "no"])
+def test_values_of_every_type_are_values(value): assert is_missing(value) is False
+
+
+def test_which_words_mean_nothing_can_be_said():
+    mine = partial(is_missing, words=("unknown",))
+    values = ["unknown", "NA", "NA", "x"]
+    assert "NA" in MISSING and fill(values, "mode") == (["unknown", "unknown", "unknown", "x"], [False, True, True, False])
+    assert fill(values, "mode", mine) == (["NA", "NA", "NA", "x"], [True, False, False, False])
+    assert statistic(values, "mode", mine) == "NA" and mark_missing({"text": values}, missing=mine)["text"][0] == "<missing>"

@@ -725,3 +725,57 @@ def test_wikitext(data_dir):
     grams, how_often = counts.table(3)
     assert dict(zip(map(tuple, grams.tolist()), how_often.tolist())) == Counter(zip(train, train[1:], train[2:]))
     assert evaluate(NGram.from_counts(counts, NGramConfig(5)), [test]).perplexity == pytest.approx(380.8, rel=1e-3)
+
+
+# ---------------------------------------------------------------- nothing wrong in silence
+
+
+def test_texts_of_another_world_are_refused_though_this_one_could_tell_them():
+    small, large = SmallWorld(SmallWorldConfig(limit=2)), SmallWorld(SmallWorldConfig(limit=9))
+    texts = list(small.texts("test", n=60))
+    assert "other settings" in message(floor, large, texts)
+    assert floor(large, texts, sample=False).documents == 60 and floor(small, texts).documents == 60
+    assert floor(large, texts[:10]).documents == 10  # so few could be chance
+    own = list(large.texts("test", n=40))
+    assert floor(large, own * 30).documents == 1200  # what is said twice is no further evidence
+
+
+def test_the_floor_says_sentences():
+    world = SmallWorld(SmallWorldConfig(limit=2))
+    ground = floor(world, world.texts("test", n=3))
+    assert "nats per sentence" in repr(ground) and f"{ground.tokens:,} sentences" in repr(ground)
+    assert "nats per token" in repr(Evaluation((np.ones(3),))) and "3 tokens" in repr(Evaluation((np.ones(3),)))
+
+
+def test_documents_that_came_as_ids_are_not_compared_with_texts():
+    world = SmallWorld(SmallWorldConfig(limit=2))
+    ground, ids = floor(world, world.texts("test", n=3)), Evaluation((np.ones(3),) * 3)
+    for a, b in ((ids, ground), (ground, ids)): assert "one as ids" in message(a.excess, b, "documents")
+    assert ids.excess(ids).value == 0
+
+
+class Sentences:
+    "A tokenizer whose tokens are sentences, and a model that knows what the grammar pays for each."
+
+    bos_id, eos_id, unk_id, pad_id, mask_id = 0, None, None, None, None
+
+    def __init__(self, world: SmallWorld, lang: str):
+        self.world, self.lang, self.log_p, self.known = world, lang, [0.0], {}
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self.known:
+            parts = self.world.sentence_log_probs(text, self.lang)
+            self.known[text] = list(range(len(self.log_p), len(self.log_p) + len(parts)))
+            self.log_p += parts
+        return self.known[text]
+
+    def token_log_probs(self, ids: torch.Tensor) -> torch.Tensor: return torch.tensor(self.log_p, dtype=torch.float64)[ids[:, 1:]]
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_an_oracle_sits_on_the_floor(lang):
+    "Whoever knows the grammar pays the floor, and nothing more or less, through the same `evaluate` as every model."
+    world = SmallWorld(SmallWorldConfig(limit=3))
+    texts, oracle = list(world.texts("test", lang, 30)), Sentences(world, lang)
+    gap = evaluate(oracle, texts, oracle, eos=False, bos_id=0).excess(floor(world, texts, lang), "documents")
+    assert abs(gap.value) < 1e-12 and gap.standard_error < 1e-12

@@ -6,13 +6,16 @@ random grammars, against an independent implementation of the dice, and with tex
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import math
+import pickle
 import random
 import re
 import tomllib
 import tracemalloc
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -976,6 +979,7 @@ def test_streaming_takes_constant_memory():
     ({"talk": -1}, "talk=-1 must be a whole number, at least 0"),
     ({"nested": -1}, "nested=-1 must be a whole number, at least 0"),
     ({"seed": -1}, "seed=-1 must be a whole number, at least 0"),
+    ({"seed": 2**64}, r"seed=18446744073709551616 must be below 2\*\*64"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(change: dict, message: str):
     with pytest.raises(SmallWorldError, match=message): SmallWorldConfig(**change)
@@ -1049,3 +1053,47 @@ def test_what_is_not_an_error():
     text = "\n# a comment\nstory\n  # another\n  2 | {x} ran. | {x}跑。 | x ~ name(en=Ann)\n  0 | never. | 绝不。\n    1 | so. | 就。 |\n"
     found = [(p, text_of(node, "en")) for p, _, node in derivations(Grammar(text, LEXICON))]
     assert found == [(pytest.approx(2 / 3), "Ann ran."), (pytest.approx(1 / 3), "So.")]
+
+
+# -------------------------------------------------------------------------------------------------------------- nothing wrong in silence
+
+
+@pytest.mark.parametrize("copied", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy, copy.copy])
+def test_a_copy_of_a_world_knows_what_the_world_knows(copied: Callable):
+    "Of a world, and of a grammar that was used before it was copied."
+    small = SmallWorld(SmallWorldConfig(limit=2))
+    [text] = small.texts("test", n=1)
+    before = small.log_prob(text)
+    assert copied(small).log_prob(text) == before > -math.inf
+    assert len(list(readings(copied(small.grammar), text))) == 1
+
+
+FULL_STOPS = {  # a sentence that holds what elsewhere ends one, or that ends without
+    "a title": "  1 | Dr. {x} ran. | {x}博士。跑。 | x ~ name",
+    "a quotation": '  1 | {x} said "No!" and ran. | {x}说“不！”就跑。 | x ~ name',
+    "dots": "  1 | {x} ran... | {x}跑…。。 | x ~ name",
+    "no full stop": "  1 | {x} ran | {x}跑 | x ~ name",
+    "a phrase": "  1 | {a} ran. | {a}跑。 |\na\n  1 | Dr. {_x} | {_x}！ | _x ~ name",
+    "a form": "  1 | {x} ran. | {x}跑。 | x ~ sign",
+}
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("kind", FULL_STOPS)
+def test_what_a_grammar_writes_it_reads_wherever_full_stops_stand(kind: str, lang: str):
+    lexicon = LEXICON | {"sign": [{"en": "Mr. A", "zh": "甲。"}, {"en": "B?", "zh": "乙"}]}
+    two = "\ntwo\n  1 | then it rained. | 后来下雨了。 |\n  1 | so. | 就。 |"
+    grammar = Grammar("story\n  1 > one two\none\n" + FULL_STOPS[kind] + two, lexicon)
+    for _, choices, node in derivations(grammar):
+        assert list(readings(grammar, text_of(node, lang), lang)) == [choices], text_of(node, lang)
+
+
+def test_a_variable_that_no_text_shows_is_warned_of():
+    "Its choice counts in the entropy, and not in any text."
+    hidden = Grammar("story\n  1 | so. | 就。 | x ~ name", LEXICON)
+    with pytest.warns(UserWarning, match="No text shows x"): assert expectations(hidden).nats > .6
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = Grammar("story\n  1 | {y} ran. | {y}跑。 | x ~ name; y ~ name(en=x.en)", LEXICON)
+        assert expectations(shown).nats > .6  # x decides what is shown
+        assert world_of().expectations.nats > 80
