@@ -29,7 +29,7 @@ import numpy as np
 from .core import Check, LmbookError, optional
 from .corpora import Record
 
-# %% ../nbs/12_cleaning.ipynb #49450e5a67
+# %% ../nbs/12_cleaning.ipynb #80c6c76ecc
 _NARROW = {wide: wide - 0xFEE0 for wide in (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))}  # １Ａａ -> 1Aa
 _C1 = {n: char for n in range(0x80, 0xA0) if n != 0x85 and (char := bytes([n]).decode("cp1252", "ignore"))}  # it\x92s; \x85 is a break
 _INVISIBLE = re.compile(  # categories Cc, Cf, Co, Cs and non-characters, without \t, \n, the joiners U+200C/D and emoji tags
@@ -48,7 +48,7 @@ def normalise(text: str) -> str:
     text = "\n".join(line.rstrip(" \t") for line in unicodedata.normalize("NFC", text).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
-# %% ../nbs/12_cleaning.ipynb #03ca28d2d9
+# %% ../nbs/12_cleaning.ipynb #3ad6fd3843
 _HIDDEN = frozenset("script style noscript template svg math head nav footer aside button select textarea iframe".split())
 _BLOCKS = frozenset(  # what begins a new line; tags that are not here are inline
     "address article aside blockquote body br button caption center dd details dialog dir div dl dt fieldset figcaption figure footer form "
@@ -108,7 +108,7 @@ def strip_html(
     blocks = (("".join(parts).strip(), links) for parts, links in parser.blocks)
     return "\n".join(block for block, links in blocks if block and links <= link_density * len(block))
 
-# %% ../nbs/12_cleaning.ipynb #6d66729d63
+# %% ../nbs/12_cleaning.ipynb #e76a90a82c
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U000323af]")  # Chinese characters
 _BOILERPLATE = re.compile(
     r"java\s?script|cookies? (?:policy|settings)|(?:uses?|use of|accept|our) cookies|terms of (?:use|service)|privacy policy|"
@@ -126,7 +126,7 @@ def drop_boilerplate(
     def furniture(line: str) -> bool: return len(line) + 2 * len(_HAN.findall(line)) <= longest and _BOILERPLATE.search(line) is not None
     return "\n".join(line for line in text.split("\n") if not furniture(line))
 
-# %% ../nbs/12_cleaning.ipynb #b927484113
+# %% ../nbs/12_cleaning.ipynb #ea112ce9be
 class CleaningError(LmbookError):
     "Something about a corpus, a step or a folder of shards that a user can mend. The message says what, and what to do about it."
 
@@ -247,7 +247,7 @@ def apply_steps(batch: Columns, steps: Sequence[Step]) -> tuple[Columns, list[Co
         counts.append(Counter(a for a, b in zip(after, before) if b is None and a is not None))
     return batch, counts
 
-# %% ../nbs/12_cleaning.ipynb #4848e32eff
+# %% ../nbs/12_cleaning.ipynb #656857d97f
 @cache
 def _identifier() -> Any:
     module = optional("py3langid.langid", "cleaning", CleaningError)
@@ -312,7 +312,7 @@ def valid_card(number: str) -> bool:
     doubled = [int(c) * (2 - (len(number) - i) % 2) for i, c in enumerate(number)]  # every second one, from the right
     return sum(d - 9 * (d > 9) for d in doubled) % 10 == 0
 
-# %% ../nbs/12_cleaning.ipynb #bd2d1d392e
+# %% ../nbs/12_cleaning.ipynb #ee16e2db94
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2010: 0x2D, 0x2011: 0x2D, 0x2013: 0x2D}  # one for one
 _BEFORE, _BEHIND = r"(?<![\dA-Za-z_.+-])", r"(?![\dA-Za-z_]|[.-]\d)"  # where a number stands free
 _VERSION = re.compile(r"(?:\bv|\bver|version|release|build|firmware|section|chapter|\boid|版本号?|固件|第)\.?\s*[:：]?\s*$", re.IGNORECASE)
@@ -431,7 +431,7 @@ def gopher_quality(text: str, lang: str = "en", limits: Mapping[str, GopherLimit
     if len(rule.common & {w.lower().strip(".,;:!?\"'()") for w in words}) < rule.least_common: return "gopher: no common words"
     return None
 
-# %% ../nbs/12_cleaning.ipynb #9360e9518b
+# %% ../nbs/12_cleaning.ipynb #07e4c8d11b
 _REPEATED_LINES = {"lines": (0.30, 0.20), "paragraphs": (0.30, 0.20)}  # largest share of repeats: by number, by characters
 _TOP_NGRAM = {2: 0.20, 3: 0.18, 4: 0.16}  # largest share of characters in the most frequent n-gram
 _STRETCH = {"zh": 2}  # how many characters stand for a word; a departure from the paper, which has English in mind
@@ -473,7 +473,7 @@ def c4_page(text: str, lang: str = "en") -> str | None:
     if len(_SENTENCE_END.findall(text)) < 3: return "c4: fewer than three sentences"
     return None
 
-# %% ../nbs/12_cleaning.ipynb #56c925a78b
+# %% ../nbs/12_cleaning.ipynb #c158d3789d
 def c4_lines(text: str, least: int = 5) -> str:
     "Only lines that end like a sentence and have `least` words (Chinese: twice as many characters), as in C4 (Raffel et al. 2020)."
     def wanted(line: str) -> bool:
@@ -481,7 +481,7 @@ def c4_lines(text: str, least: int = 5) -> str:
         return enough and line.rstrip().endswith((".", "!", "?", '"', "”", "。", "！", "？", "」"))
     return "\n".join(line for line in text.split("\n") if wanted(line))
 
-# %% ../nbs/12_cleaning.ipynb #0c9140393e
+# %% ../nbs/12_cleaning.ipynb #b9c79dcf86
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # base of the polynomials; odd, so that no factor is lost modulo 2**64
 
 
@@ -655,7 +655,7 @@ def fit_quality(
     labels = [True] * len(good) + [False] * len(bad)
     return Quality(fit_logistic(hashed_features([*good, *bad]), labels, l2=0.01, steps=50), at_least)
 
-# %% ../nbs/12_cleaning.ipynb #801a943775
+# %% ../nbs/12_cleaning.ipynb #d5caee0bca
 @runtime_checkable
 class CorpusStep(Protocol):
     "A step that has to see the whole corpus: called with a batch it adds the column `key`, and `decide` looks at all keys, in order."

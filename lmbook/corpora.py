@@ -44,7 +44,7 @@ from .core import Check, LmbookError, optional, whole_file
 
 if TYPE_CHECKING: import datasets
 
-# %% ../nbs/10_corpora.ipynb #d5d1810168
+# %% ../nbs/10_corpora.ipynb #893aba015f
 class CorpusError(LmbookError):
     "Something about a source of text that its user can mend. The message says where, what is wrong, and what to do about it."
     def __init__(self, message: str, kind: str = "unreadable file"):
@@ -54,7 +54,7 @@ class CorpusError(LmbookError):
 
 _check = Check(CorpusError)
 
-# %% ../nbs/10_corpora.ipynb #5a7f705a2b
+# %% ../nbs/10_corpora.ipynb #1087f82a38
 OnError = Literal["raise", "skip"]  # at what cannot be used: raise CorpusError, or leave it out and count it
 _Stream = io.BufferedReader | gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -129,7 +129,7 @@ def _open_text(
         try: yield io.TextIOWrapper(stream, name, "surrogateescape" if on_error == "skip" else "strict", newline=newline)
         except UnicodeDecodeError: raise _wrong_bytes(path, name) from None
 
-# %% ../nbs/10_corpora.ipynb #496d2011fb
+# %% ../nbs/10_corpora.ipynb #f866ffae57
 Record = dict[str, Any]  # "text", and what else is known: "id", "source", "title", ...
 
 
@@ -169,7 +169,7 @@ class Corpus:
 
     def __repr__(self) -> str: return f"Corpus({self.name!r})"
 
-# %% ../nbs/10_corpora.ipynb #ae01e943e7
+# %% ../nbs/10_corpora.ipynb #81dfe6a4a3
 By = Literal["line", "paragraph", "file"]  # what in a plain text file makes a record; paragraphs have blank lines between them
 
 
@@ -355,7 +355,7 @@ def read_csv(
     "Records of a table in a text file. All columns stay, as strings, beside the text."
     return _file_corpus(_read_csv, path, Options(text=text, sep=sep, names=names, quotes=quotes, encoding=encoding), on_error)
 
-# %% ../nbs/10_corpora.ipynb #72d7cfdbc5
+# %% ../nbs/10_corpora.ipynb #8f784c33c0
 def _read_parquet(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     import pyarrow
     from pyarrow import parquet
@@ -401,7 +401,7 @@ def write_jsonl(
         raise CorpusError(f"record {n + 1} holds half a character (a lone surrogate), which no file can hold.", "wrong bytes") from error
     return n
 
-# %% ../nbs/10_corpora.ipynb #57b2951863
+# %% ../nbs/10_corpora.ipynb #d0fc05d24e
 _DROPPED_TAGS = frozenset(
     "ref references gallery math chem ce timeline table score imagemap syntaxhighlight source pre templatedata hiero graph categorytree "
     "mapframe maplink inputbox section style".split())
@@ -491,7 +491,7 @@ def strip_wikitext(
     lines = (line.strip() for line in text.split("\n"))
     return "\n".join(x.removeprefix(_HEADING) for x in lines if (headings if x.startswith(_HEADING) else wanted(x)))
 
-# %% ../nbs/10_corpora.ipynb #4c6e729dc3
+# %% ../nbs/10_corpora.ipynb #922d82e264
 def _read_dump(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     hidden = _HIDDEN
     parse_error = optional("mwparserfromhell", "corpora", CorpusError).parser.ParserError
@@ -530,7 +530,7 @@ def read_wikipedia_dump(
     without any prose are left out and counted."""
     return _file_corpus(_read_dump, path, Options(headings=headings, prose=prose), on_error)
 
-# %% ../nbs/10_corpora.ipynb #bf2ecebf65
+# %% ../nbs/10_corpora.ipynb #a8f32df06b
 _READERS: dict[str, _FileReader] = {
     ".txt": _read_text, ".text": _read_text, ".md": _read_text, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json,
     ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".xml": _read_dump,
@@ -583,7 +583,7 @@ def read_corpus(
         raise CorpusError(f"{path}: do not know how to read this kind of file. Known are {', '.join(_READERS)}; read_text takes any text.")
     return _file_corpus(read, path, Options(**options), on_error)
 
-# %% ../nbs/10_corpora.ipynb #59a3f96b81
+# %% ../nbs/10_corpora.ipynb #8def7b0da0
 def as_corpus(
     rows: Iterable[Mapping[str, Any]],  # a datasets.Dataset or IterableDataset, a list of dicts, ...
     text: str | Callable[[Record], str] = "text",  # the column that holds the text, or a function that makes it from a row
@@ -639,7 +639,7 @@ class _Streamed:
         try: yield from self.rows
         except Exception as error: raise _not_loaded(self.name, error) from error
 
-# %% ../nbs/10_corpora.ipynb #d6748902bd
+# %% ../nbs/10_corpora.ipynb #5ac3ad663b
 def _rows(records: Iterable[Record], columns: Sequence[str] | None) -> Iterator[Record]:
     "Records with the same columns all through: the ones named, or those of the first record."
     names = set(columns or ())
@@ -669,7 +669,7 @@ def to_dataset(
         what = str(error.__cause__ or error).splitlines()[0]
         raise CorpusError(f"The records do not make a table: {what}. A column needs one type all through; or leave it out.") from error
 
-# %% ../nbs/10_corpora.ipynb #91d4e5eccf
+# %% ../nbs/10_corpora.ipynb #022e531ea7
 LANGUAGES = ("en", "zh")
 Span = tuple[int, int]  # the first character and the one after the last, as in text[start:end]
 
@@ -714,7 +714,7 @@ class Document:
         about = {"id": self.id, "lang": lang, "title": self.title[lang], "topic": self.topic, "sentiment": self.sentiment}
         return {"text": self.text(lang), **about}
 
-# %% ../nbs/10_corpora.ipynb #64104c59c7
+# %% ../nbs/10_corpora.ipynb #06d6133581
 def _entity_spans(text: str, entities: Sequence[tuple[str, str]], lang: str) -> tuple[tuple[int, int, str], ...]:
     types = dict(entities)
     names = "|".join(re.escape(name) for name in sorted(types, key=len, reverse=True)) or "(?!)"  # which matches nothing
@@ -756,7 +756,7 @@ def help_paragraphs(
             yield indent + " ".join(joined.split())
         else: yield "\n".join(lines)
 
-# %% ../nbs/10_corpora.ipynb #5e3d7b4457
+# %% ../nbs/10_corpora.ipynb #169586c755
 def paragraph_digest(paragraph: str) -> str: # ten hexadecimal digits
     "A short name for a paragraph, which says nothing about what is in it."
     return hashlib.sha256(paragraph.encode()).hexdigest()[:10]

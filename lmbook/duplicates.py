@@ -6,7 +6,7 @@
 __all__ = ['MinHash', 'similarity', 'collision', 'bands_for', 'candidate_pairs', 'near_duplicates', 'NearDuplicates',
            'repeated_passages', 'cut_passages', 'cut_repetition', 'overlap', 'Contaminated', 'fit_contaminated']
 
-# %% ../nbs/13_duplicates.ipynb #ebc4a654bd
+# %% ../nbs/13_duplicates.ipynb #57937b2fbc
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -122,7 +122,7 @@ def candidate_pairs(
     later, earlier = np.divmod(np.unique(np.concatenate(found)), max(n, 1))
     return np.stack([earlier, later], axis=1)
 
-# %% ../nbs/13_duplicates.ipynb #5be7e6ed74
+# %% ../nbs/13_duplicates.ipynb #04b5e5dfb8
 def near_duplicates(
     signatures: np.ndarray,  # (texts, permutations), uint32
     threshold: float = 0.8,  # estimated Jaccard similarity from which two texts are nearly the same
@@ -164,7 +164,7 @@ class NearDuplicates:
             if twin >= 0: reasons[row] = "near duplicate"
         return reasons
 
-# %% ../nbs/13_duplicates.ipynb #615db8112c
+# %% ../nbs/13_duplicates.ipynb #84f712c9b7
 def repeated_passages(
     texts: Sequence[str],
     n: int = 50,  # tokens: passages of this length or longer (Lee et al. 2022 take 50)

@@ -6,7 +6,7 @@
 __all__ = ['MISSING', 'Statistic', 'Missing', 'is_missing', 'statistic', 'fill', 'predict_category', 'mark_missing', 'oversample',
            'undersample', 'class_weights', 'smote', 'f1', 'reliability', 'calibration_error']
 
-# %% ../nbs/14_imbalance.ipynb #5e332ba21e
+# %% ../nbs/14_imbalance.ipynb #6394a94b16
 import numbers
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -17,7 +17,7 @@ import numpy as np
 from .cleaning import CleaningError, Columns, column, fit_logistic, hashed_features
 from .core import Check
 
-# %% ../nbs/14_imbalance.ipynb #3e83b5101a
+# %% ../nbs/14_imbalance.ipynb #dfb1d1b0fa
 _check = Check(CleaningError)
 # What people and programs write for nothing.
 MISSING = ("", "n/a", "N/A", "#N/A", "NA", "<NA>", "null", "NULL", "Null", "None", "nan", "NaN", "NAN", "-nan", "?")
@@ -61,7 +61,7 @@ def fill(
     holes, substitute = [missing(value) for value in values], statistic(values, how, missing)
     return [substitute if hole else value for value, hole in zip(values, holes)], holes
 
-# %% ../nbs/14_imbalance.ipynb #5fcbf973c4
+# %% ../nbs/14_imbalance.ipynb #4b1f5bd819
 def predict_category(
     texts: Sequence[str],
     values: Sequence[Any],  # the categories, with holes (`is_missing`)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Unit', 'Estimate', 'Evaluation', 'Scorer', 'evaluate', 'floor', 'Dependency', 'dependencies', 'choice_nats']
 
-# %% ../nbs/17_perplexity.ipynb #fe79338c9a
+# %% ../nbs/17_perplexity.ipynb #15b1664405
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from .small_world import WORD, SmallWorld, readings, replay
 
 _check = Check(LanguageModelError)
 
-# %% ../nbs/17_perplexity.ipynb #18050be990
+# %% ../nbs/17_perplexity.ipynb #c49c606e92
 class Estimate(NamedTuple):
     "A number and its standard error."
 
@@ -150,7 +150,7 @@ class Evaluation:
         loss = f"{self.loss:.3f} ± {self.standard_error:.3f} nats per {self.piece}"
         return f"Evaluation({loss}{more}; {self.tokens:,} {self.piece}s, {self.documents:,} documents)"
 
-# %% ../nbs/17_perplexity.ipynb #c5381c2ba3
+# %% ../nbs/17_perplexity.ipynb #390abe6d5b
 @runtime_checkable
 class Scorer(Protocol):
     "A model that gives log-probabilities by itself."
@@ -266,7 +266,7 @@ def _log_probs(
     logits = at_least_float32(logits)
     return -F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
 
-# %% ../nbs/17_perplexity.ipynb #6e136a9d8e
+# %% ../nbs/17_perplexity.ipynb #597b5d54d4
 def floor(
     world: SmallWorld,
     texts: Iterable[str],  # stories of this world
@@ -295,7 +295,7 @@ def floor(
     sizes = (np.array([len(text) for text in texts]), np.array([len(text.encode()) for text in texts]))
     return Evaluation(nats, *sizes, piece="sentence")
 
-# %% ../nbs/17_perplexity.ipynb #53dd928dba
+# %% ../nbs/17_perplexity.ipynb #7b196010ca
 class Dependency(NamedTuple):
     "A place in a story of Small World where an earlier word decides what comes next."
 

@@ -34,7 +34,7 @@ from .corpora import Corpus, Record, read_corpus
 
 if TYPE_CHECKING: import pyarrow
 
-# %% ../nbs/19_shards.ipynb #7f8c7dbd63
+# %% ../nbs/19_shards.ipynb #aab5876d64
 _check = Check(CleaningError)
 ShardFormat = Literal["jsonl", "csv", "parquet"]
 SHARD_FORMATS: tuple[ShardFormat, ...] = get_args(ShardFormat)
@@ -108,7 +108,7 @@ def _encode(table: "pyarrow.Table", form: ShardFormat) -> bytes:
     lines.writerows([field(v) for v in row.values()] for row in rows)
     return text.getvalue().encode()
 
-# %% ../nbs/19_shards.ipynb #fcc998fe73
+# %% ../nbs/19_shards.ipynb #0bbc87cb7a
 _HALF = re.compile(r"\.(part-\d{5}\.\w+|manifest\.json)\..+")  # how `write_whole` calls a shard or manifest that is not complete
 
 

@@ -7,7 +7,7 @@ __all__ = ['Part', 'Row', 'Node', 'SPACE', 'SENTENCE_END', 'WORD', 'Split', 'SPL
            'SpanMark', 'Draw', 'Alternative', 'Choice', 'Grammar', 'phrase', 'leaves', 'sentences', 'derivations',
            'readings', 'replay', 'Expectations', 'expectations', 'SmallWorldConfig', 'SmallWorld']
 
-# %% ../nbs/11_small_world.ipynb #c65780b856
+# %% ../nbs/11_small_world.ipynb #f8c69ad62c
 import itertools
 import math
 import re
@@ -26,7 +26,7 @@ import numpy as np
 from .core import Check, LmbookError
 from .corpora import LANGUAGES, Corpus, Document
 
-# %% ../nbs/11_small_world.ipynb #6313f347d9
+# %% ../nbs/11_small_world.ipynb #0309d9ca9a
 class SmallWorldError(LmbookError):
     "A grammar that is broken, or a setting or a split that cannot be. The message says where, and what is wrong."
 
@@ -89,7 +89,7 @@ def _template(text: str, lang: str, rules: set[str]) -> tuple[Part, ...]:
         else: parts.append(piece)
     return tuple(parts)
 
-# %% ../nbs/11_small_world.ipynb #c57cfd3590
+# %% ../nbs/11_small_world.ipynb #3f28fdf2da
 class Choice:
     "A categorical distribution, exact in units of 2**-32."
 
@@ -107,7 +107,7 @@ class Choice:
         "The index of the option that a random integer in [0, 2**32) takes."
         return bisect_right(self.upper, integer)
 
-# %% ../nbs/11_small_world.ipynb #e5f205b015
+# %% ../nbs/11_small_world.ipynb #a62dee363c
 Row = dict[str, str]  # an entry of the lexicon: column -> form
 Node = tuple[Any, ...]  # (alternative, variables, expanded rules): what `expand` makes of a rule
 
@@ -314,7 +314,7 @@ def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
         if not trail: return
         choices = [i for i, _ in trail[:-1]] + [trail[-1][0] + 1]
 
-# %% ../nbs/11_small_world.ipynb #2eb48b6b6f
+# %% ../nbs/11_small_world.ipynb #d7f1c5f14b
 class _Reader:
     "Finds all derivations of a text."
 
@@ -476,7 +476,7 @@ def replay(grammar: Grammar, choices: Iterable[int]) -> tuple[Node, dict[str, Ro
     logp[-1] += end  # what is decided after the last sentence is that there is no other
     return node, variables, logp
 
-# %% ../nbs/11_small_world.ipynb #d965d47cf4
+# %% ../nbs/11_small_world.ipynb #0300649a5d
 WORD = re.compile(r"\w+(?:[-']\w+)*|[^\w\s]")  # a word of English, with inner hyphens and apostrophes; punctuation marks are words too
 
 
@@ -632,7 +632,7 @@ def expectations(grammar: Grammar) -> Expectations:
     count += grammar.rules[grammar.start].options[0].sequence is None  # a grammar of one sentence
     return Expectations(nats, count, words, {"en": en + count - 1, "zh": zh}, {"en": en_bytes + count - 1, "zh": zh_bytes})
 
-# %% ../nbs/11_small_world.ipynb #1fc447e44c
+# %% ../nbs/11_small_world.ipynb #faa64a278e
 @dataclass(frozen=True)
 class SmallWorldConfig:
     "Which Small World it is. Two worlds with equal settings write the same texts, on every machine."
@@ -666,7 +666,7 @@ def _dice(seed: int, indices: np.ndarray, n: int, skip: int = 0) -> np.ndarray:
     position = np.arange(skip + 1, skip + n + 1, dtype=np.uint64) * golden
     return (mix(key[:, None] + position) >> np.uint64(32)).astype(np.uint32)
 
-# %% ../nbs/11_small_world.ipynb #b09fb56038
+# %% ../nbs/11_small_world.ipynb #2148fa2827
 class SmallWorld:
     """A bilingual world of little stories without end, with everything about them known.
 
