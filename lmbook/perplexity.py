@@ -51,7 +51,7 @@ class Evaluation:
     token_nats: tuple[np.ndarray, ...]  # of each document: (T,) float64, minus the log-probability of each token that was scored
     document_characters: np.ndarray | None = None  # (D,) int64; None where the documents came as ids
     document_bytes: np.ndarray | None = None  # (D,) int64, in UTF-8
-    unknown: int = 0  # tokens that were <unk>: with any of these the text was not predicted, only its shadow
+    unknown: int | None = 0  # tokens that were <unk>: with any of these the text was not predicted, only its shadow. None: nobody knows
     piece: str = "token"  # what each number of `token_nats` is for: for a floor it is a "sentence"
 
     @property
@@ -143,6 +143,11 @@ class Evaluation:
                                      "Evaluate texts, with the model's tokenizer.")
         if ours is not None and theirs is not None and not np.array_equal(ours, theirs):
             raise LanguageModelError("The documents differ in length, so they are not the same ones, or not in the same order.")
+        if bool(self.unknown) != bool(other.unknown):
+            count = self.unknown or other.unknown
+            raise LanguageModelError(
+                f"{count} tokens of one of the two were <unk>, which is easy to predict and says nothing. Take a tokenizer that knows all."
+            )
         return _ratio(self.document_nats - other.document_nats, self._size(per))
 
     def __repr__(self) -> str:
@@ -178,7 +183,8 @@ def _windows(
 def evaluate(
     model: Scorer | nn.Module | Callable[[Tensor], Any],  # has `token_log_probs`, or maps ids (B, T) to logits (B, T, V)
     documents: Iterable[str] | Iterable[Ids],  # texts, with a tokenizer; or rows of ids, which are taken as they are
-    tokenizer: TextTokenizer | Any = None,  # or something of another library that has `encode(text)`; it knows no bos_id and eos_id
+    # for texts; for ids, to count its <unk> among them. Or something of another library that has `encode(text)`: it knows no bos_id, eos_id
+    tokenizer: TextTokenizer | Any = None,
     *,
     context_length: int | None = None,  # tokens that the model reads at a time, at least 2; None: the whole document
     stride: int | None = None,  # tokens by which the window moves on, from 1 to context_length - 1; None: half of it
@@ -204,13 +210,13 @@ def evaluate(
         )
     _check.count("batch_size", batch_size)
     if isinstance(documents, str): raise LanguageModelError("documents is a single text. Pass [text] for one document.")
-    given, unknown = list(documents), 0
+    given = list(documents)
     texts = [document for document in given if isinstance(document, str)]
     ids: Sequence[Ids] = [document for document in given if not isinstance(document, str)]
     if texts:
         if tokenizer is None: raise LanguageModelError("The documents are texts: pass the model's tokenizer as well.")
         if ids: raise LanguageModelError("Some documents are texts and some are ids: evaluate them apart.")
-        ids, unknown = _encoded(texts, tokenizer, eos, bos_id, eos_id)
+        ids = _encoded(texts, tokenizer, eos, bos_id, eos_id)
     V = model.vocab_size if isinstance(model, TokenModel) else None
     rows = [_check.row(document, V, f"document {i}") for i, document in enumerate(ids)]
     if not any(len(row) > 1 for row in rows):
@@ -230,25 +236,25 @@ def evaluate(
     for d, nats in enumerate(losses):
         if np.isnan(nats).any():
             raise LanguageModelError(f"The model gives NaN for token {int(np.isnan(nats).argmax()) + 1} of document {d}.")
-    if not texts: return Evaluation(tuple(losses))
+    unknown = None
+    if isinstance(tokenizer, TextTokenizer):
+        unknown = 0 if tokenizer.unk_id is None else sum(int((row[1:] == tokenizer.unk_id).sum()) for row in rows)
+    if not texts: return Evaluation(tuple(losses), unknown=unknown)
     return Evaluation(tuple(losses), np.array([len(text) for text in texts]), np.array([len(text.encode()) for text in texts]), unknown)
 
 
 def _encoded(
     texts: Sequence[str], tokenizer: Any, eos: bool, bos_id: int | None, eos_id: int | None
-) -> tuple[list[list[int]], int]: # rows of ids, and how many of them are <unk>
+) -> list[list[int]]:
     "Texts as rows of ids that begin with <bos>."
-    unk_id = None
     if isinstance(tokenizer, TextTokenizer):
-        unk_id = tokenizer.unk_id
         bos_id, eos_id = tokenizer.bos_id if bos_id is None else bos_id, tokenizer.eos_id if eos_id is None else eos_id
     if bos_id is None:
         raise LanguageModelError("The tokenizer has no <bos> to stand before the first token. Pass bos_id= (many models use <eos>).")
     if eos and eos_id is None:
         raise LanguageModelError("The tokenizer has no <eos>. Pass eos_id=, or eos=False to leave the end of documents unscored.")
     last = [eos_id] if eos and eos_id is not None else []
-    rows = [[bos_id, *tokenizer.encode(text), *last] for text in texts]
-    return rows, 0 if unk_id is None else sum(row[1:].count(unk_id) for row in rows)
+    return [[bos_id, *tokenizer.encode(text), *last] for text in texts]
 
 
 def _log_probs(

@@ -608,6 +608,27 @@ def test_tokenizers_without_bos_or_eos():
     assert evaluate(model, ["a b"], words, bos_id=2, eos_id=2).tokens == 3
 
 
+def test_unknown_tokens_are_counted_and_not_compared_with_what_was_predicted():
+    "A word that became <unk> costs little and says nothing: with a small vocabulary a model would seem to beat the floor."
+    words, few = Vocabulary.of(["a b c d"]), Vocabulary.of(["a b"])
+    texts, rows = ["a b c", "d a"], [few.encode(text, bos=True, eos=True) for text in ["a b c", "d a"]]
+    model, small = (NGram.fit([w.encode(t, bos=True, eos=True) for t in texts], w.vocab_size, NGramConfig(2)) for w in (words, few))
+    assert evaluate(small, texts, few).unknown == evaluate(small, rows, few).unknown == 2
+    assert evaluate(small, rows).unknown is None and evaluate(model, texts, words).unknown == 0
+    bare = SimpleNamespace(encode=few.encode)
+    assert evaluate(small, texts, bare, bos_id=few.bos_id, eos_id=few.eos_id).unknown is None
+    for pair in ((small, few, model, words), (model, words, small, few)):
+        with pytest.raises(LanguageModelError, match="2 tokens of one of the two were <unk>"):
+            evaluate(pair[0], texts, pair[1]).excess(evaluate(pair[2], texts, pair[3]))
+    assert evaluate(small, texts, few).excess(evaluate(small, texts, few)).value == 0
+    world = SmallWorld(SmallWorldConfig(limit=3))
+    stories = list(world.texts("test", n=5))
+    with pytest.raises(LanguageModelError, match="were <unk>"):
+        hides = Vocabulary.of([stories[0]])
+        some = NGram.fit([hides.encode(text, bos=True, eos=True) for text in stories], hides.vocab_size, NGramConfig(2))
+        evaluate(some, stories, hides).excess(floor(world, stories), "documents")
+
+
 def test_a_document_with_nothing_to_score_is_none():
     "It must neither make an error bar out of one document, nor narrow that of several."
     model = NGram.fit([[0, 1, 2]], 3, NGramConfig(2))
