@@ -29,8 +29,9 @@ _check = Check(GenerationError)
 class SamplingConfig:
     """How the next token is chosen, and when to end.
 
-    The scores pass the settings in this order: what a constraint forbids, penalties, temperature, top_k, top_p, min_p, typical_p. It is
-    that of the library `transformers`. All are off by default: then the model's own distribution is drawn from.
+    The scores pass the settings in this order: what a constraint forbids, penalties, what may not come again or not yet, temperature,
+    top_k, top_p, min_p, typical_p. It is that of the library `transformers`. All are off by default: then the model's own distribution is
+    drawn from.
     """
 
     max_new_tokens: int = 100
@@ -44,14 +45,18 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0  # is taken off a score for each time that the token stands in the new text
     presence_penalty: float = 0.0  # is taken off once, if it stands there at all
+    no_repeat_ngram: int | None = None  # so many tokens in a row never come twice, prompt included (Paulus et al. 2018); None: they may
+    min_new_tokens: int = 0  # a text does not end with <eos> before it has so many
     stop: tuple[str, ...] = ()  # a text ends before the first of these; needs the tokenizer
-    eos_id: int | None = None  # a text ends with this id; None: the tokenizer's <eos>, where there is one
+    # a text ends with this id, or with any of these; None: the tokenizer's <eos>, where there is one
+    eos_id: int | tuple[int, ...] | None = None
     # when the model's context is full: "slide" reads the last half of it as a new text and goes on; "stop" ends
     on_full: Literal["slide", "stop"] = "slide"
     seed: int | None = None  # of the dice; None: other ones each time
 
     def __post_init__(self) -> None:
-        _check.counts(self, "max_new_tokens", "top_k")
+        _check.counts(self, "max_new_tokens", "top_k", "no_repeat_ngram")
+        _check.count("min_new_tokens", self.min_new_tokens, 0)
         _check.that(
             0 <= self.temperature < math.inf,
             f"temperature={self.temperature} must be at least 0. 0 always takes the likeliest token, 1 draws as the model says.",
@@ -70,6 +75,11 @@ class SamplingConfig:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         _check.that(all(isinstance(s, str) and s for s in self.stop), f"stop={self.stop!r} must hold texts, none of them empty.")
         _check.choices(self)
+
+    @property
+    def looks_back(self) -> bool:
+        "Whether some tokens are forbidden for what was written before them, or for how little that is."
+        return self.no_repeat_ngram is not None or self.min_new_tokens > 0
 
     @property
     def penalises(self) -> bool:
@@ -213,11 +223,11 @@ def check_lengths(rows: Sequence[Sequence[int]], limit: int | None) -> None:
         )
 
 
-def end_of_text(config: SamplingConfig, tokenizer: Tokenizer | None) -> int | None:
-    "The id with which a text ends. GenerationError where stop strings are asked for and there is no tokenizer to read them."
+def end_of_text(config: SamplingConfig, tokenizer: Tokenizer | None) -> frozenset[int]:
+    "The ids with which a text ends. GenerationError where stop strings are asked for and there is no tokenizer to read them."
     if config.stop and tokenizer is None: raise GenerationError("Stop strings are text: pass the tokenizer.")
-    if config.eos_id is not None or tokenizer is None: return config.eos_id
-    return tokenizer.eos_id
+    eos = tokenizer.eos_id if config.eos_id is None and tokenizer is not None else config.eos_id
+    return frozenset(() if eos is None else (eos,) if isinstance(eos, int) else eos)
 
 
 def known_to(
@@ -274,6 +284,20 @@ class Constraint(Protocol):
     def complete(self, state: Any) -> bool: ...  # whether the text may end here and nothing else may follow
 
 # %% ../nbs/41_generation.ipynb #61a5c311fd
+class _NoRepeat:
+    "What may not follow, so that no n tokens in a row come twice in a text: of one row, whose ids are added to the list from outside."
+
+    def __init__(self, n: int, row: list[int]):
+        self.n, self.row, self.read = n, row, n - 1
+        self.followers: dict[tuple[int, ...], list[int]] = {}  # what stood behind each n - 1 tokens
+
+    def forbidden(self) -> list[int]:
+        for at in range(self.read, len(self.row)):
+            self.followers.setdefault(tuple(self.row[at - self.n + 1 : at]), []).append(self.row[at])
+        self.read = max(self.read, len(self.row))
+        return self.followers.get(tuple(self.row[max(0, len(self.row) - self.n + 1) :]), [])
+
+
 class _Chooser:
     "All that decides on the next token of each row: a constraint, penalties, filters and the dice."
 
@@ -286,6 +310,8 @@ class _Chooser:
         tokenizer: Tokenizer | None = None,
     ):
         self.config, self.constraint, self.rows, self.device, self.tokenizer = config, constraint, rows, device, tokenizer
+        self.written, self.eos = 0, sorted(end_of_text(config, tokenizer))
+        self.repeats = [] if config.no_repeat_ngram is None else [_NoRepeat(config.no_repeat_ngram, row) for row in rows]
         self.generator: torch.Generator | None = None
         if config.temperature != 0: self.generator = generator_of(config, device)
         self.states: list[Any] = [] if constraint is None else [constraint.start] * len(rows)
@@ -310,10 +336,18 @@ class _Chooser:
             for b, row in enumerate(self.rows): self.seen[b, [id for id in row if id < logits.shape[1]]] = True
         return penalise(logits, self.seen, self.counts, self.config)
 
+    def _held_back(self, logits: Tensor) -> Tensor: # (B, V) to (B, V)
+        out = torch.zeros_like(logits, dtype=torch.bool)
+        for row, repeats in zip(out, self.repeats): row[[id for id in repeats.forbidden() if id < len(row)]] = True
+        if self.written < self.config.min_new_tokens: out[:, self.eos] = True
+        return logits.masked_fill(out, -math.inf)
+
     def choose(self, logits: Tensor) -> Tensor: # (B, V) to (B,)
         logits = known_to(self.tokenizer, logits)
         if self.constraint is not None: logits = self._permitted(logits, self.constraint)
         if self.config.penalises: logits = self._penalised(logits)
+        if self.config.looks_back: logits = self._held_back(logits)
+        self.written += 1
         ids = logits.argmax(-1) if self.config.temperature == 0 else draw(warp(logits, self.config), self.generator)
         if self.seen is not None and self.counts is not None:
             self.seen.scatter_(1, ids[:, None], True)
@@ -329,6 +363,7 @@ class _Chooser:
     def select(self, keep: list[int]) -> None:
         if self.constraint is not None: self.states = [self.states[b] for b in keep]
         if self.seen is not None and self.counts is not None: self.seen, self.counts = self.seen[keep], self.counts[keep]
+        if self.repeats: self.repeats = [self.repeats[b] for b in keep]
         self.rows = [self.rows[b] for b in keep]
 
 
@@ -364,7 +399,7 @@ def _tokens(
             for at, (b, id) in enumerate(zip(alive, ids.tolist())):
                 rows[b].append(id)
                 yield b, id
-                over = id == eos
+                over = id in eos
                 if watches is not None:
                     watches[b].push(id)
                     over = over or watches[b].stopped

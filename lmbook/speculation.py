@@ -108,6 +108,7 @@ def speculative(
     With temperature 0 it is the same text.
     """
     _check.count("ahead", ahead)
+    _check.that(not config.looks_back, "`speculative` knows neither no_repeat_ngram nor min_new_tokens: leave them out, or use `generate`.")
     eos = end_of_text(config, tokenizer)
     sizes = [vocab_size_of(m) for m in (model, draft)]
     _check.that(
@@ -166,7 +167,7 @@ def speculative(
                 if on_token is not None:
                     with as_caller(): on_token(0, id)
                 if watch is not None: watch.push(id)
-                if id == eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
+                if id in eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
 
 # %% ../nbs/43_speculation.ipynb #4a2460e9a0
@@ -193,7 +194,7 @@ def unmask(
     for id in forbid:
         if V is not None: _check.token(id, V, "ids to forbid")
     _check.that(
-        not config.penalises and not config.stop,
+        not config.penalises and not config.stop and not config.looks_back,
         "Penalties and stop strings are for writing from left to right; unmask takes temperature and filters.",
     )
     lengths = [len(row) for row in rows]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -229,7 +230,8 @@ def test_one_beam_that_is_scored_by_length_may_go_on_where_greedy_ends():
     assert beam_search(model, [2], 1, 5, eos_id=0)[0].ids == [1, 0]
 
 
-def test_beams_equal_transformers():
+def gpt2() -> Any:
+    "A model of `transformers` that has its own opinion at each place."
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -238,7 +240,37 @@ def test_beams_equal_transformers():
     with torch.no_grad():
         for p in theirs.parameters():
             if p.ndim == 2: p.normal_(0, 0.5)
-    same = 0
+    return theirs
+
+
+@pytest.mark.parametrize("settings", [
+    {"no_repeat_ngram": n, "min_new_tokens": least, "eos_id": eos} for n in (None, 1, 2, 3) for least in (0, 9) for eos in (2, (2, 5, 9))
+])  # fmt: skip
+def test_what_may_not_come_again_or_not_yet_is_that_of_transformers(settings):
+    theirs, n = gpt2(), settings["no_repeat_ngram"]
+    length = 11 if n == 1 else 20
+    prompts = [[1, start, start % 7 + 3, start] for start in range(3, V, 4)]
+    got = generate(lambda ids: theirs(ids), prompts, SamplingConfig(max_new_tokens=length, temperature=0, **settings))
+    for prompt, new in zip(prompts, got):
+        eos = settings["eos_id"] if isinstance(settings["eos_id"], int) else list(settings["eos_id"])
+        want = theirs.generate(
+            torch.tensor([prompt]), attention_mask=torch.ones(1, 4, dtype=torch.long), max_new_tokens=length, do_sample=False,
+            eos_token_id=eos, min_new_tokens=settings["min_new_tokens"], no_repeat_ngram_size=n or 0,
+        )  # fmt: skip
+        assert new == want[0, 4:].tolist()
+
+
+def test_rows_that_end_take_their_ngrams_along():
+    "The batch shrinks, and each row still knows what it has said."
+    model = transformer(3)
+    config = SamplingConfig(max_new_tokens=12, temperature=0, no_repeat_ngram=2, eos_id=tuple(range(0, V, 3)))
+    prompts = [[1, i] for i in range(2, V)]
+    together = generate(model, prompts, config)
+    assert len({len(row) for row in together}) > 2 and together == [generate(model, prompt, config)[0] for prompt in prompts]
+
+
+def test_beams_equal_transformers():
+    theirs, same = gpt2(), 0
     for start in range(3, V):
         for penalty in (0.0, 1.0):
             want = theirs.generate(
