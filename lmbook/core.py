@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Task', 'COLOURS', 'Colour', 'Point', 'LmbookError', 'Check', 'optional', 'whole_file', 'write_whole', 'whole_folder',
-           'seed_everything', 'random_state', 'set_random_state', 'best_device', 'evaluating', 'TokenModel',
-           'TextTokenizer', 'check_task', 'scores_of', 'at_least_float32', 'Box', 'Drawing', 'Measured',
+           'settle_header', 'seed_everything', 'random_state', 'set_random_state', 'best_device', 'evaluating',
+           'TokenModel', 'TextTokenizer', 'check_task', 'scores_of', 'at_least_float32', 'Box', 'Drawing', 'Measured',
            'measured_once']
 
 # %% ../nbs/01_core.ipynb #1685c48add
@@ -25,7 +25,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, cast, get_args, get_origin, get_type_hints, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -227,6 +227,18 @@ def whole_folder(
     finally:
         if old.exists() and not path.exists(): old.rename(path)
         for leftover in (scratch, old): shutil.rmtree(leftover, ignore_errors=True)
+
+
+def settle_header(file: BinaryIO) -> None:
+    "Bring the notes of a safetensors file into their order, so that the same content is the same bytes: its writer shuffles them."
+    file.seek(0)
+    size = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(size))
+    notes = header.pop("__metadata__", {})
+    text = json.dumps({"__metadata__": dict(sorted(notes.items())), **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) > size: return  # written in another way: it is read all the same
+    file.seek(8)
+    file.write(text.ljust(size))
 
 # %% ../nbs/01_core.ipynb #0a089e9c53
 def seed_everything(

@@ -8,6 +8,7 @@ __all__ = ['Ids', 'Smoothing', 'SMOOTHING', 'LanguageModelError', 'Vocabulary', 
 
 # %% ../nbs/16_language_models.ipynb #0f0d70af00
 import hashlib
+import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import Check, LmbookError, Task, TextTokenizer, write_whole
+from .core import Check, LmbookError, Task, TextTokenizer, settle_header, write_whole
 
 # %% ../nbs/16_language_models.ipynb #35624c11f5
 class LanguageModelError(LmbookError):
@@ -395,7 +396,9 @@ class NGram:
         arrays = {f"{name}.{n}": array for name in ("keys", "log_probs", "log_backoffs") for n, array in enumerate(getattr(self, name), 1)}
         about = {"format": _FORMAT, "config": json.dumps(asdict(self.config)), "discounts": json.dumps(self.discounts)}
         if tokenizer is not None: about["tokenizer"] = _fingerprint(tokenizer)
-        write_whole(path, save(arrays, metadata=about), LanguageModelError)
+        data = io.BytesIO(save(arrays, metadata=about))
+        settle_header(data)
+        write_whole(path, data.getvalue(), LanguageModelError)
 
     @classmethod
     def load(

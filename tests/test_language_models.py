@@ -629,6 +629,13 @@ def test_unknown_tokens_are_counted_and_not_compared_with_what_was_predicted():
         evaluate(some, stories, hides).excess(floor(world, stories), "documents")
 
 
+def test_the_same_model_is_the_same_bytes(tmp_path):
+    model, words = NGram.fit([[0, 1, 2], [0, 2, 1]], 3, NGramConfig(2)), Vocabulary(["a", "b", "c"])
+    for i in range(20): model.save(tmp_path / str(i), words)
+    assert len({(tmp_path / str(i)).read_bytes() for i in range(20)}) == 1
+    assert np.array_equal(NGram.load(tmp_path / "0", words).next_log_probs([1]), model.next_log_probs([1]))
+
+
 def test_a_document_with_nothing_to_score_is_none():
     "It must neither make an error bar out of one document, nor narrow that of several."
     model = NGram.fit([[0, 1, 2]], 3, NGramConfig(2))
