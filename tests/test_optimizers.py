@@ -38,6 +38,8 @@ from lmbook.optimizers import (
     parameter_groups,
     wsd,
 )
+from lmbook.runs import muon_and_adamw
+from lmbook.transformer import Transformer, preset
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 PAIRS = {
@@ -648,3 +650,15 @@ def test_groups_train():
     before = [p.detach().clone() for p in net.parameters()]
     optimizer.step()
     for p, old in zip(net.parameters(), before): torch.testing.assert_close(p.detach(), old * (0.95 if p.ndim > 1 else 1))
+
+
+def test_a_run_shrinks_the_matrices_between_the_layers_and_nothing_else():
+    "Without a gradient only the decay is left: tables of vectors, scores of the vocabulary, norms and biases stay as they are."
+    for tie in (True, False):
+        model = Transformer(preset("tiny", 30, d_model=16, n_layer=1, n_head=2, tie=tie, positions="learned"))
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        for p in model.parameters(): p.grad = torch.zeros_like(p)
+        muon_and_adamw(model, lr=.1, weight_decay=.5).step()
+        shrunk = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+        assert shrunk == {name for name, p in before.items() if p.ndim == 2 and name.startswith("decoder.")} and len(shrunk) > 4
+        for name in shrunk: torch.testing.assert_close(dict(model.named_parameters())[name], before[name] * .95)

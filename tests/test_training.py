@@ -163,6 +163,20 @@ def test_a_stream_predicts_the_next_token_and_covers_the_text(n, rows, length, s
     assert len(found) == len(set(found)) == (n - 1) // length * length  # all but what does not fill a window
 
 
+def test_what_fills_no_window_is_left_out_now_here_now_there():
+    "57 tokens make 11 windows of 5 and a rest; over some epochs each token is asked, and not always the same are left out."
+    stream = TokenStream(np.arange(57), 2, 5, shuffle=True)
+    epochs = [{t for b in stream.read(epoch) for t in b.targets.flatten().tolist()} for epoch in range(40)]
+    assert set().union(*epochs) == set(range(1, 57)) and len({frozenset(e) for e in epochs}) == 2
+
+
+def test_tokens_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch):
+    real, synced = os.fsync, set()
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.add(os.fstat(descriptor).st_ino), real(descriptor)))
+    write_tokens(tmp_path / "tokens.npy", range(100), 100)
+    assert (tmp_path / "tokens.npy").stat().st_ino in synced
+
+
 @given(st.integers(10, 80), st.integers(1, 4), st.integers(1, 6))
 def test_a_contiguous_stream_goes_on_row_by_row(n, rows, length):
     if (n - 1) // length < rows: return
