@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-from hypothesis import settings
+# Two workers on two cores, with two threads each, would wait for each other most of the time. Before anybody imports PyTorch or NumPy.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"): os.environ.setdefault(name, "1")
+
+import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 settings.register_profile("search", deadline=None)  # nothing is timed inside a test
 settings.register_profile(

@@ -245,14 +245,14 @@ def test_previous_and_next_walk_through_the_book(window):
     page, seen = window.open("index.html"), ["index"]
     while page.locator("a.right-next").count():
         page.locator("a.right-next").click()
-        page.wait_for_load_state("load")
+        page.wait_for_load_state("domcontentloaded")
         seen.append(page.url.removeprefix(window.base).removesuffix(".html"))
         assert len(seen) <= len(PAGES), f"next leads in a circle: {seen}"
     assert seen == PAGES
     back = [seen[-1]]
     while page.locator("a.left-prev").count():
         page.locator("a.left-prev").click()
-        page.wait_for_load_state("load")
+        page.wait_for_load_state("domcontentloaded")
         back.append(page.url.removeprefix(window.base).removesuffix(".html"))
     assert back == seen[::-1]
 

@@ -520,7 +520,7 @@ def test_rows_are_the_vectors_in_the_order_of_the_model():
     assert layer.weight[[0, 1, 4]].tolist() == [[4, 5, 6], [1, 2, 3], [1, 1, 1]] and not layer.weight[2].any()
     assert (coverage.found, coverage.lowered, coverage.missing, coverage.special) == (2, 1, ("zebra",), 1) and coverage.share == .75
     assert (
-        layer.pad_idx == 2
+        layer.padding_idx == 2
         and layer.weight.requires_grad
         and "3 of 4 words, 1 in lower case; missing: 'zebra'; 1 special" in repr(coverage)
     )
@@ -542,7 +542,7 @@ def test_a_tokenizer_finds_its_words_behind_its_spaces(kind):
     token = tokenizer.encode("the tea")[1]
     assert layer.weight[token].tolist() == [1, 2, 3] and layer.num_embeddings == tokenizer.vocab_size
     assert coverage.special == len(tokenizer.specials) and coverage.words == tokenizer.vocab_size - len(tokenizer.specials)
-    if tokenizer.pad_id is not None: assert layer.pad_idx == tokenizer.pad_id and not layer.weight[tokenizer.pad_id].any()
+    if tokenizer.pad_id is not None: assert layer.padding_idx == tokenizer.pad_id and not layer.weight[tokenizer.pad_id].any()
 
 
 def test_unknown_words():
