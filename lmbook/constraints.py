@@ -19,7 +19,7 @@ from .cache import GenerationError
 from .core import Check
 from .tokenization import Tokenizer
 
-# %% ../nbs/42_constraints.ipynb #06606a12be
+# %% ../nbs/42_constraints.ipynb #a0fa68f60d
 _check = Check(GenerationError)
 _parser = importlib.import_module("re._parser")  # Python's own, behind re.compile
 _LAST = 0x10FFFF

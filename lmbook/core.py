@@ -8,7 +8,7 @@ __all__ = ['Task', 'COLOURS', 'Colour', 'Point', 'LmbookError', 'Check', 'option
            'TokenModel', 'TextTokenizer', 'check_task', 'scores_of', 'at_least_float32', 'Box', 'Drawing', 'Measured',
            'measured_once']
 
-# %% ../nbs/01_core.ipynb #1685c48add
+# %% ../nbs/01_core.ipynb #b1598502e0
 import difflib
 import html
 import importlib
@@ -158,7 +158,7 @@ def optional(
             f"Install it: pip install 'lmbook[{extra}]'"
         ) from missing
 
-# %% ../nbs/01_core.ipynb #36111f1063
+# %% ../nbs/01_core.ipynb #0ee74d55e7
 def _to_disk(path: Path) -> None:
     "Make the system write a file or a folder to the disk now."
     if os.name == "nt" and path.is_dir(): return  # Windows cannot, and need not

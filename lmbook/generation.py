@@ -21,7 +21,7 @@ from .cache import GenerationError, reader_of, vocab_size_of
 from .core import Check, at_least_float32, evaluating
 from .tokenization import REPLACEMENT, Tokenizer
 
-# %% ../nbs/41_generation.ipynb #9835b2515f
+# %% ../nbs/41_generation.ipynb #c32370615f
 _check = Check(GenerationError)
 
 
@@ -184,7 +184,7 @@ def draw(
         message = "There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0."
         raise GenerationError(message) from error
 
-# %% ../nbs/41_generation.ipynb #1ef8cd6b31
+# %% ../nbs/41_generation.ipynb #b9268c9f73
 def _plain(x: Any) -> Any:
     "Tensors and arrays as lists and numbers."
     return x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, Iterable) else x
@@ -283,7 +283,7 @@ class Constraint(Protocol):
     def advance(self, state: Any, id: int) -> Hashable: ...  # the state after an id that was allowed
     def complete(self, state: Any) -> bool: ...  # whether the text may end here and nothing else may follow
 
-# %% ../nbs/41_generation.ipynb #61a5c311fd
+# %% ../nbs/41_generation.ipynb #6da966415c
 class _NoRepeat:
     "What may not follow, so that no n tokens in a row come twice in a text: of one row, whose ids are added to the list from outside."
 

@@ -6,7 +6,7 @@
 __all__ = ['Ids', 'Smoothing', 'SMOOTHING', 'LanguageModelError', 'Vocabulary', 'Level', 'NGramCounts', 'count_ngrams',
            'NGramConfig', 'estimate_discounts', 'NGram']
 
-# %% ../nbs/16_language_models.ipynb #0f0d70af00
+# %% ../nbs/16_language_models.ipynb #f30a89a8e8
 import hashlib
 import io
 import json
@@ -272,7 +272,7 @@ def _smooth(
     weight = np.where(full, 1, left / np.where(full, 1, unseen))
     return np.where(c > 0, np.where(full[context], c, c - off) / total, weight[context] * shorter), weight, taken
 
-# %% ../nbs/16_language_models.ipynb #f711e88918
+# %% ../nbs/16_language_models.ipynb #d52cfd05be
 class NGram:
     """A language model that counts: the next word given the last `order - 1`, as a table of probabilities and back-off weights.
 

@@ -23,7 +23,7 @@ from .small_world import WORD, SmallWorld, readings, replay
 
 _check = Check(LanguageModelError)
 
-# %% ../nbs/17_perplexity.ipynb #c49c606e92
+# %% ../nbs/17_perplexity.ipynb #101f8e9d64
 class Estimate(NamedTuple):
     "A number and its standard error."
 
@@ -155,7 +155,7 @@ class Evaluation:
         loss = f"{self.loss:.3f} ± {self.standard_error:.3f} nats per {self.piece}"
         return f"Evaluation({loss}{more}; {self.tokens:,} {self.piece}s, {self.documents:,} documents)"
 
-# %% ../nbs/17_perplexity.ipynb #390abe6d5b
+# %% ../nbs/17_perplexity.ipynb #4306dd2b3a
 @runtime_checkable
 class Scorer(Protocol):
     "A model that gives log-probabilities by itself."

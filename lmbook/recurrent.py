@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .core import Check, LmbookError, evaluating
 
-# %% ../nbs/32_recurrent.ipynb #522a40c041
+# %% ../nbs/32_recurrent.ipynb #a4243560b5
 class RecurrentError(LmbookError):
     "Something about a recurrent network or its input that the user can mend. The message says what is wrong and what to do about it."
 

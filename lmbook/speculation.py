@@ -19,7 +19,7 @@ from .core import Check, at_least_float32, check_task, evaluating, scores_of
 from .generation import SamplingConfig, TextStream, check_lengths, draw, end_of_text, generator_of, known_to, penalise, read_prompts, warp
 from .tokenization import Tokenizer
 
-# %% ../nbs/43_speculation.ipynb #7f51077b38
+# %% ../nbs/43_speculation.ipynb #085cc29b35
 _check = Check(GenerationError)
 _PLAIN, _GREEDY = SamplingConfig(), SamplingConfig(temperature=0)
 
@@ -170,7 +170,7 @@ def speculative(
                 if id in eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
 
-# %% ../nbs/43_speculation.ipynb #4a2460e9a0
+# %% ../nbs/43_speculation.ipynb #7160d36b53
 def unmask(
     model: Any,  # an encoder: ids (B, T) to logits (B, T, V); reads both sides of a place
     ids: Any,  # (T,) or (B, T), or lists: mask_id where something is to be filled in
