@@ -262,7 +262,8 @@ class _Claim:
         except ImportError: return  # Windows
         self.descriptor = os.open(folder, os.O_RDONLY)
         try: fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError: raise CheckpointError(f"Another process is training in {folder}. Wait for it, or give another folder.") from None
+        except BlockingIOError:
+            raise CheckpointError(f"Another process is training in {folder}. Wait for it, or give another folder.") from None
         except OSError: pass
 
     def __del__(self) -> None:
@@ -347,7 +348,7 @@ class Checkpoints:
         return self.folder / f"step-{trainer.step:06}"
 
     def _tidy(self, trainer: Trainer) -> None:
-        "Remove checkpoints that are no longer wanted. Newer ones than this moment are damaged, or it would have gone on from them: they do not count."
+        "Remove checkpoints that are no longer wanted. Newer ones than this moment are damaged, and do not count."
         found = {step: path for step, path in steps_in(self.folder).items() if step <= trainer.step}
         for step in list(found)[trainer.config.keep :]:
             if step != trainer.history.best_step: _remove(found[step])

@@ -12,23 +12,29 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import shlex
+import socket
+import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 import torch
 
 from . import __version__
-from .core import Check, LmbookError, best_device, seed_everything, whole_file, write_whole
-from .corpora import read_corpus
+from .core import Check, LmbookError, best_device, optional, seed_everything, whole_file, write_whole
+from .corpora import Corpus, CorpusError, OnError, read_corpus, read_text
 from .generation import SamplingConfig, generate_text, stream
 from .language_models import NGram, NGramConfig
 from .perplexity import Evaluation, evaluate
@@ -61,6 +67,7 @@ class RunConfig:
     split: str = "train"  # of a data set on the Hub
     encoding: str | None = None  # of text files; None: UTF-8 or what a byte-order mark says; "detect": a guess
     separator: str | None = None  # of columns in a table; None: a comma in .csv, a tab in .tsv
+    on_error: OnError = "raise"  # at a record that cannot be read; "skip" leaves it out, and says how many
     megabytes: float = 100.0  # of text that are read at most
     held_out: float = 0.05  # share of the text that is not trained on but judged by
     tokenizer: str = "bpe"  # "bpe", "chars" or "bytes", made from the text; or a file or folder that holds one
@@ -82,8 +89,9 @@ class RunConfig:
         _check.positive(self, "megabytes", "minutes")
         _check.counts(self, "steps", "batch_size", "vocab_size")
         _check.count("seed", self.seed, 0)
-        elsewhere = (("train", "steps", "steps"), ("train", "epochs", "steps"), ("train", "seed", "seed"), ("model", "vocab_size", "vocab_size"))
-        for part, name, better in elsewhere:
+        elsewhere = (("train", "steps"), ("train", "epochs"), ("train", "seed"), ("model", "vocab_size"))
+        for part, name in elsewhere:
+            better = "steps" if name == "epochs" else name
             _check.that(name not in getattr(self, part), f"{name} is not a setting of {part}=: say {better}= of the run.")
         _check_types(self.model, TransformerConfig)
         _check_types(self.train, TrainConfig)
@@ -155,18 +163,79 @@ def read_texts(
     texts: list[str] = []
     size, limit = 0, config.megabytes * 1e6
     for source in config.text:
-        options: dict[str, Any] = {"by": config.by} if Path(source).exists() or Path(source).suffix else {"split": config.split}
-        for record in read_corpus(source, text=config.column, **options):
-            text, left = record["text"], int(limit) - size
-            if (length := len(text.encode())) > left: text = text.encode()[:left].decode(errors="ignore")
-            if text: texts.append(text)
-            size += length
-            if size > limit: break
+        with _source(source, config, note) as corpus:
+            before = len(texts)
+            for record in corpus:
+                text, left = record["text"], int(limit) - size
+                if (length := len(text.encode())) > left: text = text.encode()[:left].decode(errors="ignore")
+                if text: texts.append(text)
+                size += length
+                if size > limit: break
+        if passed := ", ".join(f"{n:,} x {kind}" for kind, n in corpus.skipped.items() if kind != "blank line"):
+            note(f"{source}: passed over: {passed}")
+        if len(texts) == before and size <= limit: raise RunError(_nothing_in(source, passed))
         if size > limit:
             note(f"more than {config.megabytes:g} MB: the rest is not read (--megabytes)")
             break
-    if not texts: raise RunError(f"{', '.join(config.text)}: there is no text in it.")
     return texts
+
+
+def _nothing_in(source: str, passed: str) -> str:
+    "What to say about a source without a text."
+    why = ""
+    if passed: why = f" Passed over: {passed}. A file of any kind is read as plain text where it is named by itself."
+    elif ".xml" in Path(source).suffixes:
+        why = " A file .xml is read as a dump of Wikipedia, and this one has no pages. Save its text as .txt."
+    return f"{source}: there is no text in it.{why}"
+
+
+@contextmanager
+def _source(source: str, config: RunConfig, note: Callable[[str], Any]) -> Iterator[Corpus]:
+    "What a source's name stands for, opened."
+    options: dict[str, Any] = {"by": config.by, "encoding": config.encoding, "sep": config.separator}
+    rows: dict[str, Any] = {"text": config.column, "on_error": config.on_error}
+    path = Path(source)
+    if source == "-":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "input.txt"
+            path.write_bytes(sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode())
+            try: yield read_text(path, config.by, config.encoding, config.on_error)
+            except CorpusError as error: raise CorpusError(str(error).replace(str(path), "standard input"), error.kind) from error
+    elif path.is_dir(): yield read_corpus(source, **rows, **options)
+    elif path.exists():
+        try: corpus = read_corpus(source, **rows, **options)
+        except CorpusError:
+            note(f"{source}: a file of this kind is read as plain text")
+            corpus = read_text(path, config.by, config.encoding, config.on_error)
+        yield corpus
+    else:
+        _suggest(path)
+        if not path.suffix: _check_network(source)
+        yield read_corpus(source, **rows, split=config.split)
+
+
+def _suggest(path: Path) -> None:
+    "RunError where a missing file's name is like one that is there, or names a folder that is there: then no data set was meant."
+    beside = {name: p for p in path.parent.iterdir() for name in (p.name, p.stem)} if path.parent.is_dir() else {}
+    if near := difflib.get_close_matches(path.name, beside, n=1):
+        raise RunError(f"There is no file or folder {path} here. Did you mean {beside[near[0]]}?")
+    if len(path.parts) > 1 and beside: raise RunError(f"There is no file or folder {path.name} in {path.parent}.")
+
+
+def _check_network(source: str) -> None:
+    "RunError at once where nobody answers. The library that loads data sets would try again and again."
+    if os.environ.get("HF_HUB_OFFLINE"): return
+    address = os.environ.get("HF_ENDPOINT") or optional("huggingface_hub.constants", "corpora", RunError).ENDPOINT
+    there = urlsplit(address)
+    proxy = getproxies().get(there.scheme) if there.hostname and not proxy_bypass(there.hostname) else None
+    if proxy: there = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    if not there.hostname: return
+    try: socket.create_connection((there.hostname, there.port or (80 if there.scheme == "http" else 443)), timeout=5).close()
+    except OSError as error:
+        raise RunError(
+            f"There is no file or folder {source} here, and no data set of that name can be looked for: the hub cannot be reached "
+            f"({error.strerror or error})."
+        ) from error
 
 # %% ../nbs/44_runs.ipynb #8ca59b760a
 _MANY = 20  # documents from which on whole ones are held out
@@ -415,8 +484,8 @@ def _begun(config: RunConfig, folder: Path) -> dict[str, Any]: # what its run.js
     if not info: raise RunError(f"{folder} holds other things and no run. Give another folder.")
     before = info["asked"]
     free = {"text"} | ({"steps", "minutes"} if _longer(info, now) else set())  # whether the text is the same, its digest tells
-    if other := [f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in now if now[name] != before.get(name) and name not in free]:
-        changes = "; ".join(other)
+    if other := [name for name in now if now[name] != before.get(name) and name not in free]:
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in other)
         raise RunError(f"{folder} holds a run with other settings ({changes}). Give another folder, or the same settings to go on.")
     return info
 
@@ -494,7 +563,7 @@ def _lengthen(info: dict[str, Any], config: RunConfig, model: Transformer, batch
     "A new plan for a finished run that shall be longer."
     old, before = info["plan"], info["asked"]
     if info.get("stopped") == "patience":
-        raise RunError("This run ended because it did not get better any more (patience), so more time is no use to it. Give another folder.")
+        raise RunError("This run ended because it got no better (patience), so more time is no use to it. Give another folder.")
     more = replace(config, minutes=config.minutes - before["minutes"]) if not config.steps else config
     steps = config.steps or old["steps"] + plan_steps(more, model, batches)["steps"]
     info["plan"] = {"steps": steps, "dtype": old["dtype"], "ends": [*old.get("ends", []), old["steps"]]}
@@ -514,6 +583,8 @@ def train_run(
     and the like for what the user can mend; a folder with another run in it is left as it is.
     """
     folder = Path(folder)
+    if (ranks := os.environ.get("WORLD_SIZE", "")).isdigit() and int(ranks) > 1:
+        raise RunError(f"This is one of {ranks} processes, and a run is trained by one: start the command by itself, without a launcher.")
     device, deterministic = config.train.get("device", "auto"), config.train.get("deterministic", True)
     info = _begun(config, folder)
     longer = bool(info) and _longer(info, _asked(config))
@@ -567,9 +638,9 @@ def train_run(
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{plan['steps']:,} steps of {batches.batch_size} x {T} tokens ({plan['steps'] / len(batches):.1f} times the text)"
     )
-    if past: note(f"The run was finished after {past:,} steps. From there the learning rate rises again, and falls until step {plan['steps']:,}.")
+    if past: note(f"Finished after {past:,} steps, it goes on: the learning rate rises again, and falls until step {plan['steps']:,}.")
     if tokenizer.unk_id is not None and (unknown := sum(row.count(tokenizer.unk_id) for row in rows)):
-        note(f"{unknown:,} tokens of the text are unknown to the tokenizer. The model will not learn them, and bits per byte look too good.")
+        note(f"{unknown:,} tokens of the text are unknown to the tokenizer: the model cannot learn them, and bits per byte look too good.")
     quick = _some(valid, tokenizer, _JUDGED)
     checkpoints = Checkpoints(folder, may_differ=("schedule", "warmup") if past else ())
     trainer = Trainer(
@@ -584,7 +655,10 @@ def train_run(
     sweep(folder)
     _write_info(folder, info)
     if not kept: tokenizer.save(folder / ("tokenizer.json" if tokenizer.to_bytes()[:1] == b"{" else "tokenizer.model"))
-    history = trainer.fit()
+    try: history = trainer.fit()
+    except SystemExit:  # told to end, it has saved
+        note(f"stopped after step {trainer.step} of {plan['steps']}; the same command goes on")
+        raise
     if history.stopped == "interrupted":
         raise KeyboardInterrupt(f"stopped after step {trainer.step} of {plan['steps']}; the same command goes on")
     model.eval()
@@ -647,7 +721,8 @@ def _write_card(run: Run) -> None:
     score = f"{result['bits_per_byte']:.3f} bits per byte{beside}; perplexity {result['perplexity']:.1f} per token"
     parts = f"{config.norm} norm, {config.activation}, {config.positions} positions, context {config.context_length}"
     steps = f"{plan['steps']:,} steps of {asked['batch_size']} windows, {plan['dtype']}, seed {asked['seed']}{again}"
-    made = f"trained from nothing by lmbook {info['lmbook']} on {data['train_bytes']:,} bytes of text in {data['train_documents']:,} documents"
+    read = f"{data['train_bytes']:,} bytes of text in {data['train_documents']:,} documents"
+    made = f"trained from nothing by lmbook {info['lmbook']} on {read}"
     licence = "Whether the model may be passed on depends on the licence of the text it was made from."
     text = f"""# A language model of {sources}
 
