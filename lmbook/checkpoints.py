@@ -385,8 +385,8 @@ class Checkpoints:
         ended, now = trainer.factor(total - 1, total), trainer.factor(step, trainer.total)
         if now > 2 * ended and now > 0.01 and trainer.config.schedule == before["schedule"]:
             warnings.warn(
-                f"The run in {self.folder} was planned for {total} steps and now for {trainer.total}: its learning rate, which had fallen to "
-                f"{ended:.3f} of lr, jumps back to {now:.3f} of it. A schedule of your own that rises slowly from there is gentler.",
+                f"The run in {self.folder} was planned for {total} steps and now for {trainer.total}: its learning rate, which had "
+                f"fallen to {ended:.3f} of lr, jumps back to {now:.3f} of it. A schedule of your own that rises from there is gentler.",
                 stacklevel=4,
             )
 

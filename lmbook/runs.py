@@ -97,7 +97,7 @@ class RunConfig:
         _check_types(self.train, TrainConfig)
         try: json.dumps(asdict(self), ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            raise RunError(f"{error.object!r} holds bytes that are not UTF-8, and a run is written down in UTF-8. Use another name.") from None
+            raise RunError(f"{error.object!r} holds bytes that are not UTF-8, as a run is written down. Use another name.") from None
 
 
 def _fits(value: Any, hint: Any) -> bool:
