@@ -476,6 +476,7 @@ def _begun(config: RunConfig, folder: Path) -> dict[str, Any]: # what its run.js
     "What a folder holds of this very run, perhaps a finished one that shall be longer. RunError where it holds anything else."
     try: str(folder).encode()
     except UnicodeEncodeError: raise RunError(f"The name {str(folder)!r} holds bytes that are not UTF-8. Give another folder.") from None
+    if "\0" in str(folder): raise RunError(f"The name {str(folder)!r} holds a zero byte. Give another folder.")
     try:
         if folder.exists() and not folder.is_dir(): raise RunError(f"{folder} is a file. Give the name of a folder.")
         if not folder.is_dir() or all(is_scratch(path) for path in folder.iterdir()): return {}
