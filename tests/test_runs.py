@@ -412,7 +412,7 @@ def test_only_what_writes_is_trained(kind: str, text: Path, tmp_path: Path, unpa
 
 
 def test_settings_that_cannot_be_are_refused_before_the_text_is_read(tmp_path: Path):
-    for wrong in ({"model": {"n_head": 5}}, {"train": {"lr": 0.0, "optimizer": "adamw"}}, {"train": {"keep": 0}}, {"train": {"device": "cuda:99"}}):
+    for wrong in ({"model": {"d_model": 32, "n_head": 5}}, {"train": {"lr": 0.0, "optimizer": "adamw"}}, {"train": {"keep": 0}}, {"train": {"device": "cuda:99"}}):
         with pytest.raises(ValueError) as error: train_run(RunConfig(text="nowhere.txt", **wrong), tmp_path / "run")
         assert "nowhere" not in str(error.value)
 
