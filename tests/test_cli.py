@@ -255,10 +255,18 @@ def test_nothing_is_written_before_an_error(folder: Path, capsys: pytest.Capture
     assert capsys.readouterr() == ("", "lmbook: It is Tuesday.\n")
 
 
+def test_no_message_is_empty(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    for error, said in ((LmbookError(""), "lmbook: LmbookError"), (KeyboardInterrupt(), "lmbook: interrupted")):
+        monkeypatch.setattr(cli, "load_run", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert main(["generate", "anywhere"]) in (1, 130) and capsys.readouterr().err.strip() == said
+
+
 def test_a_mark_of_byte_order_is_no_part_of_what_is_piped_in(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     said = []
+    commands = ["generate --prompt - --tokens 5 --temperature 0 --device cpu".split(), ["tokenize", "-", "--ids"]]
+    for command in commands: command.insert(1, str(folder))
     for mark in (b"", b"\xef\xbb\xbf"):
-        for words in (("generate", folder, "--prompt", "-", "--tokens", "5", "--temperature", "0", "--device", "cpu"), ("tokenize", folder, "-", "--ids")):
+        for words in commands:
             monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mark + b"The cat")))
             said.append(generated(capsys, *words)[0])
     assert said[:2] == said[2:]
@@ -285,13 +293,19 @@ def test_words_may_follow_options(folder: Path, capsys: pytest.CaptureFixture):
 
 def test_a_word_that_is_not_utf_8(folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     bad = os.fsdecode(b"caf\xe9")
-    for words in (("generate", folder, "--prompt", bad), ("generate", folder, "--stop", bad), ("tokenize", folder, bad), train_words(text, tmp_path / bad)):
+    generate = ("generate", folder, "--prompt")
+    for words in ((*generate, bad), (*generate, "A", "--stop", bad), ("tokenize", folder, bad), train_words(text, tmp_path / bad)):
         assert "not UTF-8" in fails(capsys, *words)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("pair", ["lr=abc", "clip=abc", "warmup=x", "keep=x", "patience=x", "accumulate=x", "min_delta=x", "deterministic=x", "dropout=x",
-                                  "norm_eps=x", "rotary_base=x", "compile=no", "bias=maybe", "tie=maybe", "lr=true", "save_every=2.5", "device=0"])  # fmt: skip
+WRONG = (
+    "lr=abc clip=abc warmup=x keep=x patience=x accumulate=x min_delta=x deterministic=x dropout=x norm_eps=x rotary_base=x compile=no "
+    "bias=maybe tie=maybe lr=true save_every=2.5 device=0"
+)
+
+
+@pytest.mark.parametrize("pair", WRONG.split())
 def test_settings_of_another_type_are_one_line(pair: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     said = fails(capsys, *train_words(text, tmp_path / "a", pair))
     assert said.startswith(f"lmbook: {pair.split('=')[0]}=") and " must be " in said and not (tmp_path / "a").exists()
@@ -321,8 +335,9 @@ def test_a_vocabulary_that_is_padded(folder: Path, tmp_path: Path, capsys: pytes
     with torch.no_grad(): model.out.weight[tokenizer.vocab_size :] *= 50  # they would be drawn all the time
     save_pretrained(model, tmp_path)
     tokenizer.save(tmp_path / "tokenizer.json")
+    same = "--tokens 100 --samples 3 --seed 1 --temperature 1.5 --device cpu".split()
     for more in ((), ("--regex", "(a|b|c){5}")):
-        out, _ = generated(capsys, "generate", tmp_path, "--tokens", "100", "--samples", "3", "--seed", "1", "--temperature", "1.5", "--device", "cpu", *more)
+        out, _ = generated(capsys, "generate", tmp_path, *same, *more)
         assert len(out) > 10
     assert "bits per byte" in generated(capsys, "evaluate", tmp_path, "--text", folder / "README.md", "--device", "cpu")[0]
 
