@@ -289,7 +289,7 @@ def main(
         do(args)
     except SystemExit as done: return int(done.code or 0)  # told to end (SIGTERM), it has saved
     except KeyboardInterrupt as stop:
-        print(f"\nlmbook: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nlmbook: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `lmbook generate ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
