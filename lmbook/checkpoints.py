@@ -4,18 +4,22 @@
 
 # %% auto #0
 __all__ = ['CheckpointError', 'save_weights', 'load_weights', 'save_checkpoint', 'checkpoint_problem', 'Found', 'steps_in',
-           'latest', 'load_state', 'Checkpoints']
+           'latest', 'load_state', 'is_scratch', 'sweep', 'refuse_links', 'claim', 'Checkpoints']
 
 # %% ../nbs/24_checkpoints.ipynb #6547fcbaf8
 import hashlib
 import json
+import os
+import re
 import shutil
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -224,6 +228,59 @@ def load_state(path: str | Path) -> dict[str, Any]:
     return _unpack(content["state"], {name: tensor.clone() for name, tensor in load_file(path / "state.safetensors").items()})
 
 # %% ../nbs/24_checkpoints.ipynb #51bf74513a
+_SCRATCH = re.compile(r"\.(writing|old)-step-\d+|\..+\.(json|jsonl|safetensors|model|png|md)\.[a-z0-9_]{8}|\.writable\w*")
+
+
+def is_scratch(path: Path) -> bool:
+    "Whether a file or folder is one that was being written under another name when its process was killed."
+    return _SCRATCH.fullmatch(path.name) is not None
+
+
+def sweep(folder: str | Path) -> None:
+    "Remove what killed processes have left half written. Only for who holds the folder: see `claim`."
+    for path in Path(folder).iterdir():
+        if not is_scratch(path): continue
+        if path.is_dir() and not path.is_symlink(): shutil.rmtree(path, ignore_errors=True)
+        else: path.unlink(missing_ok=True)
+
+
+def refuse_links(folder: str | Path, *names: str) -> None:
+    "CheckpointError where a name that is going to be written is a link: what it points to would be overwritten."
+    links = [name for name in names if (Path(folder) / name).is_symlink()]
+    if links:
+        raise CheckpointError(
+            f"In {folder} there are links in place of files: {', '.join(links)}. What they point to would be overwritten. Remove them."
+        )
+
+
+class _Claim:
+    "A lock on a folder that goes with the object, or with the process however it ends. Where a file system has no locks: nothing."
+
+    def __init__(self, folder: Path):
+        self.descriptor = None
+        try: import fcntl
+        except ImportError: return  # Windows
+        self.descriptor = os.open(folder, os.O_RDONLY)
+        try: fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CheckpointError(f"Another process is training in {folder}. Wait for it, or give another folder.") from None
+        except OSError: pass
+
+    def __del__(self) -> None:
+        if self.descriptor is not None: os.close(self.descriptor)
+
+
+_claims: WeakValueDictionary[tuple[int, int], _Claim] = WeakValueDictionary()
+
+
+def claim(folder: str | Path) -> object: # the folder is this process's as long as this lives
+    "Keep a folder for this process. Raises CheckpointError where another one has it."
+    stat = Path(folder).stat()
+    held = _claims.get((stat.st_dev, stat.st_ino))
+    if held is None: held = _claims[stat.st_dev, stat.st_ino] = _Claim(Path(folder))
+    return held
+
+
 _FREE = {  # fields of a configuration that may differ when a run goes on
     "steps", "epochs", "eval_every", "patience", "load_best", "save_every", "keep", "log_every", "device", "compile",
 }  # fmt: skip
@@ -249,27 +306,35 @@ class Checkpoints:
     another number of ranks can go on with.
     """
 
-    def __init__(self, folder: str | Path): # of this run alone
-        self.folder = Path(folder)
+    def __init__(
+        self,
+        folder: str | Path,  # of this run alone
+        may_differ: Collection[str] = (),  # further fields of the configuration that may be others when the run goes on, such as "schedule"
+    ):
+        self.folder, self.may_differ = Path(folder), frozenset(may_differ) | _FREE
         self.log = JsonLog(self.folder / "log.jsonl")
+        self._hold: object = None  # the folder, from the start of a training to its end
 
-    def __call__(self, trainer: Trainer, event: Event, row: Mapping[str, Any], /) -> None: self.log(trainer, event, row)
+    def __call__(self, trainer: Trainer, event: Event, row: Mapping[str, Any], /) -> None:
+        self.log(trainer, event, row)
+        if event == "end": self._hold = None
 
     def start(self, trainer: Trainer) -> None:
         "Fail before the work, not after it; and go on from what is there. Raises CheckpointError."
-        trainer.ranks.write(self._try)
+        trainer.ranks.write(self._prepare)
         if trainer.step == 0: self.resume(trainer)
 
-    def _try(self) -> None:
-        probe = self.folder / ".writable"
+    def _prepare(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text("")
-            probe.unlink()
+            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".writable"): pass  # a new file, whatever is there
+            self._hold = claim(self.folder)
         except OSError as error:
             raise CheckpointError(
                 f"Nothing can be written to {self.folder} ({error.strerror}), so nothing was trained. Give another folder=."
             ) from error
+        refuse_links(self.folder, "log.jsonl", *(p.name for p in steps_in(self.folder).values()))
+        sweep(self.folder)
 
     def save(self, trainer: Trainer) -> Path:
         "Write a checkpoint of this moment, and remove those that are no longer wanted."
@@ -277,12 +342,16 @@ class Checkpoints:
 
         def write() -> None:
             save_checkpoint(self.folder, trainer.step, trainer.model, state)
-            found = steps_in(self.folder)
-            for step in list(found)[trainer.config.keep :]:
-                if step != trainer.history.best_step: _remove(found[step])
+            self._tidy(trainer)
 
         trainer.ranks.write(write)
         return self.folder / f"step-{trainer.step:06}"
+
+    def _tidy(self, trainer: Trainer) -> None:
+        "Remove checkpoints that are no longer wanted. Newer ones than this moment are damaged, and do not count."
+        found = {step: path for step, path in steps_in(self.folder).items() if step <= trainer.step}
+        for step in list(found)[trainer.config.keep :]:
+            if step != trainer.history.best_step: _remove(found[step])
 
     def resume(self, trainer: Trainer) -> Found:
         "Go to the newest whole checkpoint, if there is one; damaged ones are passed over with a warning."
@@ -291,7 +360,7 @@ class Checkpoints:
             warnings.warn(f"{self.folder / name} is passed over: {problem}.", stacklevel=2)
         if found.path is None: return found
         state, config = load_state(found.path), _described(trainer.config)
-        others = {k: (v, config[k]) for k, v in state["config"].items() if k in config and k not in _FREE and v != config[k]}
+        others = {k: (v, config[k]) for k, v in state["config"].items() if k in config and k not in self.may_differ and v != config[k]}
         if others:
             listed = ", ".join(f"{name} was {a!r} and is {b!r}" for name, (a, b) in others.items())
             raise CheckpointError(
@@ -305,7 +374,21 @@ class Checkpoints:
             )
         load_weights(trainer.model, found.path)
         trainer.load_state_dict({"step": found.step, **state})
+        trainer.ranks.write(lambda: self._tidy(trainer))  # it may have been killed before it came to that
+        if not trainer.ranks.rank: self._warn_of_jump(trainer, state["config"])
         return found
+
+    def _warn_of_jump(self, trainer: Trainer, before: Mapping[str, Any]) -> None:
+        "A schedule that ended, and is stretched: the learning rate jumps back up, which nobody would see."
+        total, step = before["steps"], trainer.step
+        if not total or step >= trainer.total or step < total: return
+        ended, now = trainer.factor(total - 1, total), trainer.factor(step, trainer.total)
+        if now > 2 * ended and now > 0.01 and trainer.config.schedule == before["schedule"]:
+            warnings.warn(
+                f"The run in {self.folder} was planned for {total} steps and now for {trainer.total}: its learning rate, which had "
+                f"fallen to {ended:.3f} of lr, jumps back to {now:.3f} of it. A schedule of your own that rises from there is gentler.",
+                stacklevel=4,
+            )
 
     def load_best(self, trainer: Trainer) -> None:
         "Give the model the weights of the best evaluation."

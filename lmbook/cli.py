@@ -10,15 +10,18 @@ import argparse
 import io
 import json
 import os
+import re
+import shlex
 import sys
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, get_args, get_type_hints
 
 from . import __version__
 from .constraints import regex_constraint
-from .core import LmbookError
+from .core import Check, LmbookError
 from .generation import SamplingConfig
-from .runs import RunConfig, RunError, load_run, read_texts, sort_settings, train_run
+from .runs import Run, RunConfig, RunError, load_run, read_texts, sort_settings, train_run
 from .tokenizer_files import load_tokenizer
 from .batches import write_tokens
 from .transformer import PRESETS
@@ -28,21 +31,33 @@ _DEFAULT = RunConfig()
 _BY = get_args(get_type_hints(RunConfig)["by"])
 _FOLDER = "of a run; or of a GPT-2 or Llama model with its tokenizer.json"
 _SHOWN = "(default: %(default)s)"
+_check = Check(RunError)
+
+
+_READING = ("by", "column", "split", "encoding", "separator", "on_error")
+
+
+def _reading_options(command: argparse.ArgumentParser, split: str, text: bool = True) -> None:
+    add = command.add_argument
+    sources = "files or folders (.txt .jsonl .csv .parquet ..., also .gz), a data set's name on the Hugging Face Hub, - for standard input"
+    if text: add("--text", nargs="+", required=True, metavar="SOURCE", help=sources)
+    add("--by", default=_DEFAULT.by, choices=_BY, help=f"what in a plain text file is a document {_SHOWN}")
+    add("--column", default=_DEFAULT.column, help=f"which field of a row is the text {_SHOWN}")
+    add("--separator", metavar="CHARACTER", help="of columns in a table (default: a comma in .csv, a tab in .tsv)")
+    add("--encoding", metavar="NAME", help="of text files, such as gb18030; detect guesses (default: UTF-8)")
+    add("--skip", dest="on_error", action="store_const", const="skip", default="raise", help="leave out records that cannot be read")
+    add("--split", default=split, help=f"of a data set on the Hub {_SHOWN}")
 
 
 def _train_options(command: argparse.ArgumentParser) -> None:
     add, default = command.add_argument, _DEFAULT
-    sources = "files or folders (.txt .jsonl .csv .parquet ..., also .gz), or the name of a data set on the Hugging Face Hub"
-    add("--text", nargs="+", required=True, metavar="SOURCE", help=sources)
+    _reading_options(command, default.split)
     add("--out", required=True, metavar="FOLDER", help="where everything goes; a run that is found there goes on")
     add("--preset", default=default.preset, choices=list(PRESETS), help=f"how large a model {_SHOWN}")
     add("--minutes", type=float, default=default.minutes, help="how long to train (default: %(default)g)")
     add("--steps", type=int, help="how many steps to train, in place of --minutes")
     add("--tokenizer", default=default.tokenizer, metavar="KIND", help=f"bpe, chars, bytes, or a file or folder that holds one {_SHOWN}")
     add("--vocab-size", type=int, metavar="N", help="how many tokens (default: by the size of the text)")
-    add("--by", default=default.by, choices=_BY, help=f"what in a .txt file is a document {_SHOWN}")
-    add("--column", default=default.column, help=f"which field of a row is the text {_SHOWN}")
-    add("--split", default=default.split, help=f"of a data set on the Hub {_SHOWN}")
     add("--megabytes", type=float, default=default.megabytes, metavar="MB", help="of text at most (default: %(default)g)")
     add("--held-out", type=float, default=default.held_out, metavar="SHARE", help="of the text, to judge by (default: %(default)g)")
     add("--batch-size", type=int, default=default.batch_size, metavar="N", help=f"windows that are read together {_SHOWN}")
@@ -73,10 +88,7 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
 def _evaluate_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("folder", help=_FOLDER)
-    add("--text", nargs="+", required=True, metavar="SOURCE", help="as for train")
-    add("--by", default=_DEFAULT.by, choices=_BY, help=_SHOWN)
-    add("--column", default=_DEFAULT.column, help=_SHOWN)
-    add("--split", default="test", help=f"of a data set on the Hub {_SHOWN}")
+    _reading_options(command, "test")
     add("--megabytes", type=float, default=1.0, metavar="MB", help="of text at most (default: %(default)g)")
     add("--json", action="store_true", help="print a line of JSON")
     add("--device", default="auto", help=_SHOWN)
@@ -87,6 +99,7 @@ def _tokenize_options(command: argparse.ArgumentParser) -> None:
     add("tokenizer", help="the folder of a run, or a file: tokenizer.json or *.model")
     add("text", nargs="?", help="a text; - or none reads standard input")
     add("--file", metavar="SOURCE", help="a file or folder in place of a text")
+    _reading_options(command, "train", text=False)
     add("--ids", action="store_true", help="only the numbers")
     add("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
 
@@ -107,7 +120,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _train(args: argparse.Namespace) -> None:
     names = (
-        "preset", "minutes", "steps", "tokenizer", "vocab_size", "by", "column", "split", "megabytes", "held_out", "batch_size", "seed",
+        *_READING, "preset", "minutes", "steps", "tokenizer", "vocab_size", "megabytes", "held_out", "batch_size", "seed",
     )  # fmt: skip
     given: dict[str, Any] = {name: getattr(args, name) for name in names}
     config = RunConfig(text=tuple(args.text), **(given | sort_settings(_settings(args.set))))
@@ -116,12 +129,32 @@ def _train(args: argparse.Namespace) -> None:
     beside = f" (a 5-gram model: {five:.3f})" if (five := result.get("bits_per_byte_of_5-gram")) else ""
     print(f"held-out text: {result['bits_per_byte']:.3f} bits per byte{beside}, perplexity {result['perplexity']:.1f}")
     print(f"{run.folder}: model, tokenizer, log, curve.png, README.md")
-    print(f'now:  lmbook generate {run.folder} --prompt "..."')
+    print(f'now:  lmbook generate {shlex.quote(str(run.folder))} --prompt "..."')
+
+
+def _standard_input() -> str:
+    "What is piped in, without a byte-order mark."
+    if not hasattr(sys.stdin, "buffer"): return sys.stdin.read()
+    try: return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error: raise RunError(f"Standard input is not UTF-8: byte {error.start:,}. Convert it first.") from error
+
+
+def _fitting(run: Run, prompt: str) -> str:
+    "A prompt's end, where all of it is more than the model can read."
+    limit, bos = run.model.config.context_length, run.tokenizer.bos_id is not None
+    ids = run.tokenizer.encode(prompt, bos=bos)
+    if len(ids) <= limit: return prompt
+    _to_stderr(f"The prompt has {len(ids):,} tokens, and the model reads {limit} at a time: it goes on from the last ones.")
+    text = run.tokenizer.decode(ids[1 - limit :]).lstrip("\ufffd")
+    while text and len(run.tokenizer.encode(text, bos=bos)) > limit: text = text[1 + len(text) // 50 :]
+    return text
 
 
 def _generate(args: argparse.Namespace) -> None:
+    _check.count("--samples", args.samples)
     run = load_run(args.folder, args.device)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _standard_input() if args.prompt == "-" else args.prompt
+    read = _fitting(run, prompt)
     constraint = regex_constraint(args.regex, run.tokenizer) if args.regex else None
     same = (
         "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
@@ -130,9 +163,10 @@ def _generate(args: argparse.Namespace) -> None:
     for sample in range(args.samples):
         seed = None if args.seed is None else args.seed + sample
         config = SamplingConfig(max_new_tokens=args.tokens, stop=tuple(args.stop), seed=seed, **given)
+        pieces = run.stream(read, config, constraint=constraint)
+        first = next(pieces, "")  # what is wrong shows before anything is written
         if sample: print("\n" + "-" * 40)
-        sys.stdout.write(prompt)
-        for piece in run.stream(prompt, config, constraint=constraint):
+        for piece in chain((prompt, first), pieces):
             sys.stdout.write(piece)
             sys.stdout.flush()
         print()
@@ -140,7 +174,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     run = load_run(args.folder, args.device)
-    config = RunConfig(text=tuple(args.text), by=args.by, column=args.column, split=args.split, megabytes=args.megabytes)
+    config = RunConfig(text=tuple(args.text), megabytes=args.megabytes, **{name: getattr(args, name) for name in _READING})
     score = run.evaluate(read_texts(config, _to_stderr))
     if args.json:
         names = ("documents", "bytes", "tokens", "loss", "perplexity", "bits_per_character", "bits_per_byte")
@@ -155,9 +189,10 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _tokenize(args: argparse.Namespace) -> None:
+    if args.file and args.text is not None: raise RunError("A text and --file together: which of them is meant? Give one.")
     tokenizer = load_tokenizer(args.tokenizer)
-    if args.file: texts = read_texts(RunConfig(text=(args.file,)))
-    else: texts = [sys.stdin.read() if args.text in (None, "-") else args.text]
+    if args.file: texts = read_texts(RunConfig(text=(args.file,), **{name: getattr(args, name) for name in _READING}), _to_stderr)
+    else: texts = [_standard_input() if args.text in (None, "-") else args.text]
     rows = [tokenizer.encode(text) for text in texts]
     ids = [id for row in rows for id in row]
     if args.out: write_tokens(args.out, rows, tokenizer.vocab_size)
@@ -209,24 +244,58 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_words(args: argparse.Namespace) -> None:
+    "A text that is not UTF-8 no tokenizer can read. (Names of files may be anything.)"
+    for name, value in vars(args).items():
+        if name in ("folder", "tokenizer", "out", "file"): continue
+        for word in value if isinstance(value, list) else [value]:
+            try: str(word).encode()
+            except UnicodeEncodeError: raise RunError(f"{word!r} holds bytes that are not UTF-8. Convert them first.") from None
+
+
+_ADVICE = (  # what errors of the library say, and how the command says it
+    (r"pass encoding='([^']*)'", r"give --encoding \1"),
+    (r"encoding='([^']*)'", r"--encoding \1"),
+    (r"pass on_error='skip'", "give --skip"),
+    (r"on_error='skip'", "--skip"),
+    (r"Name one with text='\.\.\.'(, or give a function of the row)?", "Name one with --column"),
+    (r"; if these are not names but data, name the columns with names=\[\.\.\.\]", ""),
+    (r"Give others with names=\[\.\.\.\]", "Give them other names in the file"),
+    (r"read_text takes any text", "--file and --text take any text"),
+)
+
+
+def _as_options(message: str) -> str:
+    "An error's advice in the words of the command line."
+    for pattern, option in _ADVICE: message = re.sub(pattern, option, message)
+    return message
+
+
 def main(
     argv: Sequence[str] | None = None,  # None: what stands on the command line
-) -> int: # 0: done; 1: something is wrong that the user can mend; 2: not so called; 130: Ctrl-C
+) -> int: # 0: done; 1: something is wrong that the user can mend; 2: not so called; 130: Ctrl-C; 143: ended by SIGTERM
     "The command `lmbook`. What is no LmbookError is a fault of the program, and shows where. LMBOOK_DEBUG=1 shows it for those, too."
     for out in (sys.stdout, sys.stderr):
         if isinstance(out, io.TextIOWrapper): out.reconfigure(errors="replace")  # a terminal that cannot show Chinese
-    try: args = _parser().parse_args(argv)
+    parser = _parser()
+    try:
+        args, more = parser.parse_known_args(argv)
+        if more and args.command == "tokenize" and args.text is None and (more[0] == "-" or more[0][0] != "-"): args.text, *more = more
+        if more: parser.error(f"unrecognized arguments: {' '.join(more)}")
     except SystemExit as done: return int(done.code or 0)
     *_, do = _COMMANDS[args.command]
-    try: do(args)
+    try:
+        _check_words(args)
+        do(args)
+    except SystemExit as done: return int(done.code or 0)  # told to end (SIGTERM), it has saved
     except KeyboardInterrupt as stop:
-        print(f"\nlmbook: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nlmbook: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `lmbook generate ... | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except LmbookError as error:
         if os.environ.get("LMBOOK_DEBUG"): raise
-        print(f"lmbook: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"lmbook: {_as_options(' '.join(str(error).split())) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

@@ -472,7 +472,10 @@ Schedule = Callable[..., float]  # (step, total, *, warmup=...) -> a factor from
 
 
 def _warm_up(step: float, total: float, warmup: float, floor: float = 0.0, decay: float = 0.0) -> float:
-    "Check what schedules are given; the factor of a warm-up, which rises by equal steps and is 1 at its last."
+    """Check what schedules are given; the factor of a warm-up, which rises by equal steps and is 1 at its last.
+
+    Step 0 has 1/warmup. In many other programs it has 0, and so moves nothing: theirs are one step behind.
+    """
     if not (0 <= step and 0 < total and 0 <= warmup and 0 <= decay and warmup + decay <= total):
         raise OptimizerError(f"step={step}, total={total}, warmup={warmup}, decay={decay}: a schedule needs 0 <= step, 0 < total, and a "
                              "warm-up and a decay of at least 0 steps that together are not longer than the total.")

@@ -12,30 +12,40 @@ import difflib
 import hashlib
 import json
 import math
+import os
+import shlex
+import socket
+import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import numpy as np
 import torch
 
 from . import __version__
-from .core import Check, LmbookError, best_device, seed_everything, whole_file, write_whole
-from .corpora import read_corpus
+from .core import Check, LmbookError, best_device, optional, seed_everything, whole_file, write_whole
+from .corpora import Corpus, CorpusError, OnError, read_corpus, read_text
 from .generation import SamplingConfig, generate_text, stream
 from .language_models import NGram, NGramConfig
 from .perplexity import Evaluation, evaluate
-from .optimizers import AdamW, Muon, Together
+from .optimizers import SCHEDULES, AdamW, Muon, Together
 from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError
-from .checkpoints import Checkpoints
-from .tokenizer_files import load_tokenizer
+from .checkpoints import CheckpointError, Checkpoints, claim, is_scratch, refuse_links, sweep
+from .tokenizer_files import load_tokenizer, tokenizer_from_bytes
 from .batches import TokenStream
-from .checkpoints import latest, load_weights
+from .checkpoints import latest, load_weights, steps_in
 from .training import TrainConfig, Trainer, next_token_loss, read_log
-from .pretrained import load_pretrained, save_pretrained
+from .pretrained import LAYOUTS, load_pretrained, save_pretrained
 from .transformer import PRESETS, PresetName, Transformer, TransformerConfig, preset
 
 # %% ../nbs/44_runs.ipynb #af5d9e85d8
@@ -50,11 +60,14 @@ _check = Check(RunError)
 class RunConfig:
     "A model of somebody's text: what it is asked to be. Everything but the text has a default."
 
-    # files or folders (.txt, .jsonl, .csv, .parquet, packed or not), or names of data sets on the Hugging Face Hub
+    # files or folders (.txt, .jsonl, .csv, .parquet, packed or not), names of data sets on the Hugging Face Hub, "-" for standard input
     text: tuple[str, ...] = ()
     by: Literal["file", "paragraph", "line"] = "file"  # what in a plain text file makes a document
     column: str = "text"  # which field of a row holds the text
     split: str = "train"  # of a data set on the Hub
+    encoding: str | None = None  # of text files; None: UTF-8 or what a byte-order mark says; "detect": a guess
+    separator: str | None = None  # of columns in a table; None: a comma in .csv, a tab in .tsv
+    on_error: OnError = "raise"  # at a record that cannot be read; "skip" leaves it out, and says how many
     megabytes: float = 100.0  # of text that are read at most
     held_out: float = 0.05  # share of the text that is not trained on but judged by
     tokenizer: str = "bpe"  # "bpe", "chars" or "bytes", made from the text; or a file or folder that holds one
@@ -68,17 +81,58 @@ class RunConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", (self.text,) if isinstance(self.text, str | Path) else tuple(map(str, self.text)))
-        _check.choices(self)
-        _check.choice("preset", self.preset, PRESETS)
+        text = (self.text,) if isinstance(self.text, str | Path) else self.text
+        if isinstance(text, tuple | list): object.__setattr__(self, "text", tuple(str(t) if isinstance(t, Path) else t for t in text))
+        if isinstance(self.tokenizer, Path): object.__setattr__(self, "tokenizer", str(self.tokenizer))
+        _check_types(vars(self), RunConfig)
         _check.that(0 < self.held_out < 1, f"held_out={self.held_out} is a share of the text: above 0 and below 1.")
         _check.positive(self, "megabytes", "minutes")
         _check.counts(self, "steps", "batch_size", "vocab_size")
-        for name, kind in (("model", TransformerConfig), ("train", TrainConfig)):
-            known = [f.name for f in fields(kind)]
-            for unknown in set(getattr(self, name)) - set(known): raise RunError(_no_setting(unknown, known))
-        for name, better in (("steps", "steps"), ("epochs", "steps"), ("seed", "seed")):
-            _check.that(name not in self.train, f"{name} is not a setting of train=: say {better}= of the run.")
+        _check.count("seed", self.seed, 0)
+        elsewhere = (("train", "steps"), ("train", "epochs"), ("train", "seed"), ("model", "vocab_size"))
+        for part, name in elsewhere:
+            better = "steps" if name == "epochs" else name
+            _check.that(name not in getattr(self, part), f"{name} is not a setting of {part}=: say {better}= of the run.")
+        _check_types(self.model, TransformerConfig)
+        _check_types(self.train, TrainConfig)
+        try: json.dumps(asdict(self), ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise RunError(f"{error.object!r} holds bytes that are not UTF-8, as a run is written down. Use another name.") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    "Whether a value is of a field's type, and can be written into run.json: no function can."
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType): return any(_fits(value, part) for part in parts)
+    if kind is Literal: return any(type(value) is type(part) and value == part for part in parts)
+    if kind is tuple: return isinstance(value, tuple) and all(_fits(item, parts[0]) for item in value)
+    if kind is dict: return isinstance(value, dict)
+    if hint is float: return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return hint in (bool, int, str, type(None)) and type(value) is hint
+
+
+_TYPES: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+
+
+def _named(hint: Any) -> list[str]:
+    "What may stand in a field, in words."
+    kind, parts = get_origin(hint), get_args(hint)
+    if kind in (Union, UnionType): return [name for part in parts for name in _named(part)]
+    if kind is Literal: return ["one of " + ", ".join(map(str, parts))]
+    if kind is tuple: return ["texts"]
+    if kind is dict: return ["settings by name"]
+    return [_TYPES[hint]] if hint in _TYPES else []
+
+
+def _check_types(settings: Mapping[str, Any], kind: type) -> None:
+    "Each setting is a field of a dataclass, and of its type. So a field that is new is checked like all others."
+    hints = {name: hint for name, hint in get_type_hints(kind).items() if name in {f.name for f in fields(kind)}}
+    for name, value in settings.items():
+        if name not in hints: raise RunError(_no_setting(name, list(hints)))
+        if _fits(value, hints[name]): continue
+        words = [w for part in (hints[name], *get_args(hints[name])) if get_origin(part) is Literal for w in get_args(part)]
+        if words and isinstance(value, str): _check.choice(name, value, words)
+        raise RunError(f"{name}={value!r} must be {' or '.join(_named(hints[name]))}.")
 
 
 def _no_setting(name: str, known: Sequence[str]) -> str:
@@ -109,21 +163,95 @@ def read_texts(
     texts: list[str] = []
     size, limit = 0, config.megabytes * 1e6
     for source in config.text:
-        options: dict[str, Any] = {"by": config.by} if Path(source).exists() or Path(source).suffix else {"split": config.split}
-        for record in read_corpus(source, text=config.column, **options):
-            text, left = record["text"], int(limit) - size
-            if (length := len(text.encode())) > left: text = text.encode()[:left].decode(errors="ignore")
-            if text: texts.append(text)
-            size += length
-            if size > limit: break
+        with _source(source, config, note) as corpus:
+            before = len(texts)
+            for record in corpus:
+                text, left = record["text"], int(limit) - size
+                if (length := len(text.encode())) > left: text = text.encode()[:left].decode(errors="ignore")
+                if text: texts.append(text)
+                size += length
+                if size > limit: break
+        if passed := ", ".join(f"{n:,} x {kind}" for kind, n in corpus.skipped.items() if kind != "blank line"):
+            note(f"{source}: passed over: {passed}")
+        if len(texts) == before and size <= limit: raise RunError(_nothing_in(source, passed))
         if size > limit:
             note(f"more than {config.megabytes:g} MB: the rest is not read (--megabytes)")
             break
-    if not texts: raise RunError(f"{', '.join(config.text)}: there is no text in it.")
     return texts
+
+
+def _nothing_in(source: str, passed: str) -> str:
+    "What to say about a source without a text."
+    why = ""
+    if passed: why = f" Passed over: {passed}. A file of any kind is read as plain text where it is named by itself."
+    elif ".xml" in Path(source).suffixes:
+        why = " A file .xml is read as a dump of Wikipedia, and this one has no pages. Save its text as .txt."
+    return f"{source}: there is no text in it.{why}"
+
+
+@contextmanager
+def _source(source: str, config: RunConfig, note: Callable[[str], Any]) -> Iterator[Corpus]:
+    "What a source's name stands for, opened."
+    options: dict[str, Any] = {"by": config.by, "encoding": config.encoding, "sep": config.separator}
+    rows: dict[str, Any] = {"text": config.column, "on_error": config.on_error}
+    path = Path(source)
+    if source == "-":
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "input.txt"
+            path.write_bytes(sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode())
+            try: yield read_text(path, config.by, config.encoding, config.on_error)
+            except CorpusError as error: raise CorpusError(str(error).replace(str(path), "standard input"), error.kind) from error
+    elif path.is_dir(): yield read_corpus(source, **rows, **options)
+    elif path.exists():
+        try: corpus = read_corpus(source, **rows, **options)
+        except CorpusError:
+            note(f"{source}: a file of this kind is read as plain text")
+            corpus = read_text(path, config.by, config.encoding, config.on_error)
+        yield corpus
+    else:
+        _suggest(path)
+        if not path.suffix: _check_network(source)
+        yield read_corpus(source, **rows, split=config.split)
+
+
+def _suggest(path: Path) -> None:
+    "RunError where a missing file's name is like one that is there, or names a folder that is there: then no data set was meant."
+    beside = {name: p for p in path.parent.iterdir() for name in (p.name, p.stem)} if path.parent.is_dir() else {}
+    if near := difflib.get_close_matches(path.name, beside, n=1):
+        raise RunError(f"There is no file or folder {path} here. Did you mean {beside[near[0]]}?")
+    if len(path.parts) > 1 and beside: raise RunError(f"There is no file or folder {path.name} in {path.parent}.")
+
+
+def _check_network(source: str) -> None:
+    "RunError at once where nobody answers. The library that loads data sets would try again and again."
+    if os.environ.get("HF_HUB_OFFLINE"): return
+    address = os.environ.get("HF_ENDPOINT") or optional("huggingface_hub.constants", "corpora", RunError).ENDPOINT
+    there = urlsplit(address)
+    proxy = getproxies().get(there.scheme) if there.hostname and not proxy_bypass(there.hostname) else None
+    if proxy: there = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    if not there.hostname: return
+    try: socket.create_connection((there.hostname, there.port or (80 if there.scheme == "http" else 443)), timeout=5).close()
+    except OSError as error:
+        raise RunError(
+            f"There is no file or folder {source} here, and no data set of that name can be looked for: the hub cannot be reached "
+            f"({error.strerror or error})."
+        ) from error
 
 # %% ../nbs/44_runs.ipynb #8ca59b760a
 _MANY = 20  # documents from which on whole ones are held out
+
+
+def _cut(
+    text: str,
+    want: float,  # characters behind the cut
+    *marks: Sequence[str],  # after which one may cut, the best ones first
+) -> int: # where to cut
+    "The wished place, or a little before it: behind the last mark that is there."
+    cut = math.ceil(len(text) - want)
+    least = max(0, cut - min(200, max(20, math.ceil(want / 2))))
+    for alike in marks:
+        if found := [at + len(mark) for mark in alike if (at := text.rfind(mark, least, cut)) > 0]: return max(found)
+    return cut
 
 
 def split_texts(
@@ -131,19 +259,35 @@ def split_texts(
     share: float = 0.05,  # of the text that is held out
     seed: int = 0,
 ) -> tuple[list[str], list[str]]: # to learn from, and to be judged by
-    "Hold out some documents by lot; where there are few, the end of each, from the beginning of a word on."
-    if len(texts) >= _MANY:
-        order = np.random.default_rng(seed).permutation(len(texts))
-        sizes = np.cumsum([len(texts[i]) for i in order])
-        drawn = set(order[: 1 + int(np.searchsorted(sizes, share * sizes[-1]))].tolist())
-        return [t for i, t in enumerate(texts) if i not in drawn], [texts[i] for i in sorted(drawn)]
-    cuts = []
-    for text in texts:
-        cut = math.ceil(len(text) * (1 - share))
-        back = max(text.rfind(space, cut - 200 if cut > 200 else 0, cut) for space in (" ", "\n"))
-        cuts.append(back + 1 if back > 0 else cut)
-    kept, out = [t[:c] for t, c in zip(texts, cuts)], [t[c:] for t, c in zip(texts, cuts)]
+    """Hold out some documents by lot; where there are few, the end of each, from the beginning of a word on.
+
+    Of a document that is too large for the share, its end is held out, from the beginning of a paragraph if one begins there. Warns where
+    the share cannot be met.
+    """
+    total = sum(map(len, texts))
+    want, kept, out = share * total, list(texts), [""] * len(texts)
+    if len(texts) < _MANY: cuts = {i: _cut(text, len(text) * share, "\n ") for i, text in enumerate(texts)}
+    else: cuts = _drawn(texts, want, seed)
+    for i, cut in cuts.items(): kept[i], out[i] = texts[i][:cut], texts[i][cut:]
+    if not want / 2 <= (held := sum(map(len, out))) <= 2 * want:
+        warnings.warn(
+            f"{held:,} of {total:,} characters are held out, where {share:.0%} was asked for: the texts are too short to be cut so.",
+            stacklevel=2,
+        )
     return [t for t in kept if t], [t for t in out if t.strip()]
+
+
+def _drawn(texts: Sequence[str], want: float, seed: int) -> dict[int, int]: # documents, and where they are cut; 0: held out whole
+    "Documents by lot until there are enough characters. The last one is cut where with it there would be far too many."
+    cuts, held, total = dict[int, int](), 0, sum(map(len, texts))
+    for i in np.random.default_rng(seed).permutation(len(texts)).tolist():
+        with_it = held + len(texts[i])
+        if with_it > min(1.5 * want, (want + total) / 2):
+            if held < want / 1.5: cuts[i] = _cut(texts[i], want - held, ["\n\n"], "\n ")
+            break
+        cuts[i], held = 0, with_it
+        if held >= want: break
+    return cuts
 
 # %% ../nbs/44_runs.ipynb #de2289e668
 def make_tokenizer(
@@ -246,11 +390,7 @@ def load_run(
     folder = Path(folder)
     if not folder.is_dir(): raise RunError(f"There is no folder {folder}.")
     info = _read_info(folder)
-    if info and not (folder / "model.safetensors").exists():
-        if (found := latest(folder)).path is None:
-            raise RunError(f"{folder} holds a run that has no checkpoint yet. Let it train for a while.")
-        model = Transformer(TransformerConfig.from_dict(info["model"]))
-        load_weights(model, found.path)
+    if info and not (folder / "model.safetensors").exists(): model = _newest(folder, info)
     else: model = load_pretrained(folder)
     if model.config.kind != "decoder": raise RunError(f"{folder} holds an {model.config.kind}; what writes is a decoder.")
     tokenizer = load_tokenizer(folder)
@@ -260,6 +400,21 @@ def load_run(
             "They do not belong together."
         )
     return Run(folder, model.to(best_device(device)).eval(), tokenizer, info)
+
+
+def _newest(folder: Path, info: Mapping[str, Any]) -> Transformer:
+    "The model of the newest checkpoint. While one looks, the run may write a newer one and remove this: then one looks again."
+    for _ in range(100):
+        if (found := latest(folder)).path is None:
+            if (folder / "model.safetensors").exists(): return load_pretrained(folder)  # it has just ended
+            if found.torn or steps_in(folder): continue
+            break
+        model = Transformer(TransformerConfig.from_dict(info["model"]))
+        try: load_weights(model, found.path)
+        except CheckpointError:
+            if found.path.exists(): raise
+        else: return model
+    raise RunError(f"{folder} holds a run that has no checkpoint yet. Let it train for a while.")
 
 
 def _read_info(folder: Path) -> dict[str, Any]:
@@ -314,27 +469,107 @@ def _some(texts: Sequence[str], tokenizer: Tokenizer, most: int) -> list[str]:
     return out
 
 
+_FILES = ("run.json", "tokenizer.json", "tokenizer.model", "config.json", "model.safetensors", "curve.png", "README.md")
+
+
 def _begun(config: RunConfig, folder: Path) -> dict[str, Any]: # what its run.json says; empty where there is nothing yet
-    "What a folder holds of this very run. RunError where it holds anything else."
-    if folder.exists() and not folder.is_dir(): raise RunError(f"{folder} is a file. Give the name of a folder.")
-    if not folder.is_dir() or not any(folder.iterdir()): return {}
+    "What a folder holds of this very run, perhaps a finished one that shall be longer. RunError where it holds anything else."
+    try: str(folder).encode()
+    except UnicodeEncodeError: raise RunError(f"The name {str(folder)!r} holds bytes that are not UTF-8. Give another folder.") from None
+    if "\0" in str(folder): raise RunError(f"The name {str(folder)!r} holds a zero byte. Give another folder.")
+    try:
+        if folder.exists() and not folder.is_dir(): raise RunError(f"{folder} is a file. Give the name of a folder.")
+        if not folder.is_dir() or all(is_scratch(path) for path in folder.iterdir()): return {}
+    except OSError as error: raise RunError(f"{folder} cannot be read: {error.strerror}. Give another folder.") from error
     info, now = _read_info(folder), _asked(config)
     if not info: raise RunError(f"{folder} holds other things and no run. Give another folder.")
     before = info["asked"]
-    if other := [f"{name} was {before[name]!r} and is {now[name]!r}" for name in now if now[name] != before.get(name)]:
-        changes = "; ".join(other)
+    free = {"text"} | ({"steps", "minutes"} if _longer(info, now) else set())  # whether the text is the same, its digest tells
+    if other := [name for name in now if now[name] != before.get(name) and name not in free]:
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is {now[name]!r}" for name in other)
         raise RunError(f"{folder} holds a run with other settings ({changes}). Give another folder, or the same settings to go on.")
     return info
 
 
+def _longer(info: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    "Whether a run is finished, and now shall be longer than it was."
+    before = info["asked"]
+    if "result" not in info: return False
+    if now["steps"]: return now["steps"] > info["plan"]["steps"]
+    return before["steps"] is None and now["minutes"] > before["minutes"]
+
+
+def _check_place(folder: Path) -> None:
+    "Fail before the work where a folder cannot be made or written to. Nothing is left behind."
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=there): pass
+        if there != folder and folder.is_symlink(): raise RunError(f"{folder} is a link to nothing. Give another folder.")
+    except (OSError, ValueError) as error:
+        if isinstance(error, RunError): raise
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise RunError(f"Nothing can be written to {folder}: {why}. Give another folder.") from error
+
+
+def _check_settings(config: RunConfig) -> None:
+    "Fail before the text is read where model or training could not be made."
+    best_device(config.train.get("device", "auto"))
+    kind = preset(config.preset, 1000, **config.model).kind
+    _check.that(kind == "decoder", f"kind={kind!r}: a run is for a model that writes, and that is a decoder. Leave kind out.")
+    _train_config(config, {"steps": config.steps or 10**9, "dtype": config.train.get("dtype", "float32")})
+
+
+def _rehearse(run: Run, valid: Sequence[str], kind: str) -> None:
+    "What comes after training, once before it and with a few tokens: what cannot work fails before training is paid for."
+    tokenizer, sample = run.tokenizer, "\n".join(valid)[:1000]
+    try:
+        if tokenizer.bos_id is None: raise RunError("it has no <bos>, with which a text begins")
+        again = tokenizer_from_bytes(tokenizer.to_bytes(), kind)
+        _check.that(again.encode(sample) == tokenizer.encode(sample), "it cannot be saved: read again, it cuts texts in another way")
+        run.evaluate([sample])
+        run.write("", SamplingConfig(max_new_tokens=2, seed=0))
+    except LmbookError as error:
+        reason = str(error).rstrip(".")
+        raise RunError(f"The tokenizer {kind!r} cannot serve a run: {reason}. Choose bpe, chars or bytes, or another one.") from error
+
+
+def _staged(
+    step: int,
+    total: int,
+    *,
+    schedule: str,
+    warmup: int,
+    ends: tuple[int, ...],  # the steps at which the run was finished, and trained on
+) -> float:
+    "The schedule of a run that was made longer: each time it begins anew."
+    begin, end = max(e for e in (0, *ends) if e <= step), min(e for e in (*ends, total) if e > step)
+    rise = min(warmup, (end - begin) // 2)
+    return SCHEDULES[schedule](step - begin, end - begin, **({"warmup": rise} if rise else {}))
+
+
 def _train_config(config: RunConfig, plan: Mapping[str, Any]) -> TrainConfig:
     "How to train, by the plan: what the run asks for, and else the defaults."
-    every = max(1, plan["steps"] // 10)
-    looks = {"eval_every": every, "save_every": every, "log_every": max(1, plan["steps"] // 100)}
-    settings: dict[str, Any] = _DEFAULTS | {"warmup": min(100, plan["steps"] // 10)} | looks | config.train
+    ends = tuple(plan.get("ends", ()))
+    steps = plan["steps"] - (ends[-1] if ends else 0)
+    every = max(1, steps // 10)
+    looks = {"eval_every": every, "save_every": every, "log_every": max(1, steps // 100)}
+    settings: dict[str, Any] = _DEFAULTS | {"warmup": min(100, steps // 10)} | looks | config.train
     if settings["optimizer"] == "muon":
         settings["optimizer"] = partial(muon_and_adamw, lr=settings["lr"], weight_decay=settings.pop("weight_decay"))
+    if ends: settings["schedule"] = partial(_staged, schedule=settings["schedule"], warmup=settings.pop("warmup"), ends=ends)
     return TrainConfig(steps=plan["steps"], seed=config.seed, **(settings | {"dtype": plan["dtype"]}))
+
+
+def _lengthen(info: dict[str, Any], config: RunConfig, model: Transformer, batches: TokenStream) -> None:
+    "A new plan for a finished run that shall be longer."
+    old, before = info["plan"], info["asked"]
+    if info.get("stopped") == "patience":
+        raise RunError("This run ended because it got no better (patience), so more time is no use to it. Give another folder.")
+    more = replace(config, minutes=config.minutes - before["minutes"]) if not config.steps else config
+    steps = config.steps or old["steps"] + plan_steps(more, model, batches)["steps"]
+    info["plan"] = {"steps": steps, "dtype": old["dtype"], "ends": [*old.get("ends", []), old["steps"]]}
+    info["asked"] = before | {"steps": config.steps, "minutes": config.minutes}
+    del info["result"]
 
 
 def train_run(
@@ -344,21 +579,32 @@ def train_run(
 ) -> Run:
     """From texts to a folder that holds a model and all that belongs to it.
 
-    May be killed at any moment: the same call goes on from the last checkpoint. Raises RunError, TrainingError, CorpusError and the like
-    for what the user can mend; a folder with another run in it is left as it is.
+    May be killed at any moment: the same call goes on from the last checkpoint. A finished run goes on where `steps` or `minutes` are more
+    than they were: the learning rate then rises and falls once more, as in a run of its own. Raises RunError, TrainingError, CorpusError
+    and the like for what the user can mend; a folder with another run in it is left as it is.
     """
     folder = Path(folder)
+    if (ranks := os.environ.get("WORLD_SIZE", "")).isdigit() and int(ranks) > 1:
+        raise RunError(f"This is one of {ranks} processes, and a run is trained by one: start the command by itself, without a launcher.")
     device, deterministic = config.train.get("device", "auto"), config.train.get("deterministic", True)
     info = _begun(config, folder)
-    if "result" in info:
-        note(f"{folder} is finished: {info['result']['bits_per_byte']:.3f} bits per byte. For another run give another folder.")
-        return load_run(folder, device)
+    longer = bool(info) and _longer(info, _asked(config))
+    if "result" not in info or longer: _check_place(folder)
+    _check_settings(config)
+    hold = claim(folder) if info and ("result" not in info or longer) else None
+    if hold: info = _begun(config, folder)  # nobody else changes it any more
     seed_everything(config.seed, deterministic)
     texts = read_texts(config, note)
-    train, valid = split_texts(texts, config.held_out, config.seed)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train, valid = split_texts(texts, config.held_out, config.seed)
+    for warning in caught: note(str(warning.message))
     digest = _digest(texts)
     if info and info["data"]["sha256"] != digest:
         raise RunError(f"The text is not what it was when {folder} was begun. Give another folder to train on the new one.")
+    if "result" in info and not longer:
+        note(f"{folder} is finished: {info['result']['bits_per_byte']:.3f} bits per byte. More steps or minutes train it further.")
+        return load_run(folder, device)
     kept = [folder / name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).exists()]
     tokenizer = load_tokenizer(kept[0]) if kept else make_tokenizer(train, config.tokenizer, config.vocab_size)
     ends = {"bos": tokenizer.bos_id is not None, "eos": tokenizer.eos_id is not None}
@@ -366,9 +612,10 @@ def train_run(
     model_config = preset(config.preset, tokenizer.vocab_size, **config.model)
     T, tokens = model_config.context_length, sum(map(len, rows))
     if tokens < 2 * T or not valid:
+        smaller = 2 ** int(math.log2(max(1, tokens / 2)))
+        advice = f", or a smaller context (--set context_length={smaller})" if valid and 8 <= smaller < T else ""
         raise RunError(
-            f"The text is too short: {tokens:,} tokens to learn from, where the model reads {T} at a time. "
-            "Give more text, or a smaller context (--set context_length=64)."
+            f"The text is too short: {tokens:,} tokens to learn from, where the model reads {T} at a time. Give more text{advice}."
         )
     ids = np.concatenate([np.asarray(row, dtype=np.int64) for row in rows])
     batches = TokenStream(ids, min(config.batch_size, (tokens - 1) // T), T, seed=config.seed)
@@ -376,31 +623,52 @@ def train_run(
     model = Transformer(model_config).to(best_device(device))
     size = {
         "documents": len(texts), "bytes": sum(len(t.encode()) for t in texts), "tokens": tokens,
+        "train_documents": len(train), "train_bytes": sum(len(t.encode()) for t in train),
         "held_out_bytes": sum(len(t.encode()) for t in valid), "sha256": digest,
     }  # fmt: skip
+    run = Run(folder, model, tokenizer, info)
+    _rehearse(run, valid, config.tokenizer)
     if not info:
-        info = {"format": 1, "lmbook": __version__, "asked": _asked(config), "data": size}
+        info |= {"format": 1, "lmbook": __version__, "asked": _asked(config), "data": size}
         info |= {"plan": plan_steps(config, model, batches), "model": model_config.to_dict()}
-    plan = info["plan"]
+    if longer: _lengthen(info, config, model, batches)
+    info["data"] = info["data"] | size  # a run of an older version says less
+    plan, past = info["plan"], info["plan"].get("ends", [0])[-1]
     note(
         f"{size['documents']:,} documents, {size['bytes']:,} bytes, {tokens:,} tokens of {tokenizer.vocab_size:,} kinds; "
         f"{sum(p.numel() for p in model.parameters()):,} parameters; "
         f"{plan['steps']:,} steps of {batches.batch_size} x {T} tokens ({plan['steps'] / len(batches):.1f} times the text)"
     )
-    quick, run = _some(valid, tokenizer, _JUDGED), Run(folder, model, tokenizer, info)
-    judge, checkpoints = lambda m: run.evaluate(quick).loss, Checkpoints(folder)
-    trainer = Trainer(model, batches, _train_config(config, plan), evaluate=judge, checkpoints=checkpoints)
-    folder.mkdir(parents=True, exist_ok=True)  # so far nothing was written
+    if past: note(f"Finished after {past:,} steps, it goes on: the learning rate rises again, and falls until step {plan['steps']:,}.")
+    if tokenizer.unk_id is not None and (unknown := sum(row.count(tokenizer.unk_id) for row in rows)):
+        note(f"{unknown:,} tokens of the text are unknown to the tokenizer: the model cannot learn them, and bits per byte look too good.")
+    quick = _some(valid, tokenizer, _JUDGED)
+    checkpoints = Checkpoints(folder, may_differ=("schedule", "warmup") if past else ())
+    trainer = Trainer(
+        model, batches, _train_config(config, plan), evaluate=lambda m: run.evaluate(quick).loss, checkpoints=checkpoints
+    )  # fmt: skip
+    try: folder.mkdir(parents=True, exist_ok=True)  # so far nothing was written
+    except OSError as error: raise RunError(f"{folder} cannot be made: {error.strerror}. Give another folder.") from error
+    if hold is None:
+        hold = claim(folder)
+        if (folder / "run.json").exists(): raise RunError(f"Another process has just begun a run in {folder}. Give another folder.")
+    refuse_links(folder, *_FILES)
+    sweep(folder)
     _write_info(folder, info)
     if not kept: tokenizer.save(folder / ("tokenizer.json" if tokenizer.to_bytes()[:1] == b"{" else "tokenizer.model"))
-    history = trainer.fit()
+    try: history = trainer.fit()
+    except SystemExit:  # told to end, it has saved
+        note(f"stopped after step {trainer.step} of {plan['steps']}; the same command goes on")
+        raise
     if history.stopped == "interrupted":
         raise KeyboardInterrupt(f"stopped after step {trainer.step} of {plan['steps']}; the same command goes on")
     model.eval()
-    save_pretrained(model, folder)
+    _save_model(model, folder)
     sample = _some(valid, tokenizer, 16 * _JUDGED)
     score = run.evaluate(sample)
     best = trainer.history.best_step if trainer.config.load_best else trainer.step
+    info["stopped"] = history.stopped
+    info["data"]["judged_bytes"] = score.bytes
     info["result"] = {"step": best, "loss": score.loss, "perplexity": score.perplexity, "bits_per_byte": score.bits_per_byte}
     if tokens < 5_000_000:
         counts = NGram.fit(rows, tokenizer.vocab_size, NGramConfig(order=5))
@@ -408,7 +676,18 @@ def train_run(
     _draw_curve(folder, info)
     _write_card(run)
     _write_info(folder, info)
+    del hold
     return run
+
+
+def _save_model(model: Transformer, folder: Path) -> None:
+    "The configuration first: at no moment does the folder hold weights of which nobody knows what they are."
+    from safetensors import SafetensorError
+
+    write_whole(folder / "config.json", json.dumps(LAYOUTS["lmbook"].write(model.config), indent=2) + "\n", RunError)
+    try: save_pretrained(model, folder)
+    except SafetensorError as error:
+        raise RunError(f"{folder / 'model.safetensors'} cannot be written: {error}. Make room; the same command goes on.") from error
 
 # %% ../nbs/44_runs.ipynb #e3701c2bae
 def _draw_curve(folder: Path, info: dict[str, Any]) -> None:
@@ -430,17 +709,21 @@ def _write_card(run: Run) -> None:
     "What this model is, for whoever finds the folder: README.md."
     info, config = run.info, run.model.config
     result, data, asked, plan = info["result"], info["data"], info["asked"], info["plan"]
+    again = f"; after {' and '.join(f'{end:,}' for end in plan['ends'])} the learning rate rose anew" if "ends" in plan else ""
     beside = f" (a 5-gram model of the same tokens: {five:.3f})" if (five := result.get("bits_per_byte_of_5-gram")) else ""
     written = run.write("", SamplingConfig(max_new_tokens=120, temperature=0.8, seed=0))
     written = str(written).strip()
     fence = "`" * 3
     while fence in written: fence += "`"
-    sources = ", ".join(f"`{Path(source).name if Path(source).exists() else source}`" for source in asked["text"])
+    names = (Path(source).name if Path(source).exists() else source for source in asked["text"])
+    sources = ", ".join("standard input" if name == "-" else f"`{name}`" for name in names)
+    folder = shlex.quote(run.folder.name)
     parameters = sum(p.numel() for p in run.model.parameters())
     score = f"{result['bits_per_byte']:.3f} bits per byte{beside}; perplexity {result['perplexity']:.1f} per token"
     parts = f"{config.norm} norm, {config.activation}, {config.positions} positions, context {config.context_length}"
-    steps = f"{plan['steps']:,} steps of {asked['batch_size']} windows, {plan['dtype']}, seed {asked['seed']}"
-    made = f"trained from nothing by lmbook {info['lmbook']} on {data['bytes']:,} bytes of text in {data['documents']:,} documents"
+    steps = f"{plan['steps']:,} steps of {asked['batch_size']} windows, {plan['dtype']}, seed {asked['seed']}{again}"
+    read = f"{data['train_bytes']:,} bytes of text in {data['train_documents']:,} documents"
+    made = f"trained from nothing by lmbook {info['lmbook']} on {read}"
     licence = "Whether the model may be passed on depends on the licence of the text it was made from."
     text = f"""# A language model of {sources}
 
@@ -449,7 +732,7 @@ It continues texts like these. It knows no facts, follows no instructions, and m
 
 | | |
 | --- | --- |
-| held-out text ({data['held_out_bytes']:,} bytes) | {score} |
+| held-out text ({data['judged_bytes']:,} bytes) | {score} |
 | model | {config.n_layer} layers of {config.d_model}, {config.n_head} heads, {parts} |
 | tokens | {data['tokens']:,} of {run.tokenizer.vocab_size:,} kinds ({asked['tokenizer']}) |
 | training | {steps}; weights of step {result['step']:,} |
@@ -465,14 +748,14 @@ It continues texts like these. It knows no facts, follows no instructions, and m
 ## Use it
 
 {fence}bash
-lmbook generate {run.folder.name} --prompt "..."
-lmbook evaluate {run.folder.name} --text other.txt
+lmbook generate {folder} --prompt "..."
+lmbook evaluate {folder} --text other.txt
 {fence}
 
 {fence}python
 from lmbook.runs import load_run
 
-run = load_run("{run.folder.name}")
+run = load_run({run.folder.name!r})
 print(run.write("..."))
 {fence}
 

@@ -85,7 +85,7 @@ class TrainConfig:
     epochs: int | None = None  # or: passes over the batches
     lr: float = 1e-3  # the largest learning rate
     schedule: ScheduleName | Callable[[int, int], float] = "cosine"  # or a function (step, total) -> factor of lr
-    warmup: int = 0  # steps until lr is reached; for schedules given by name
+    warmup: int = 0  # steps in which lr is reached: the first has lr / warmup (elsewhere often 0), the last lr; for schedules given by name
     optimizer: OptimizerName | Callable[[nn.Module], torch.optim.Optimizer] = "adamw"  # or a function of the model (lr is then its own)
     weight_decay: float = 0.0  # of matrices; for optimizers given by name
     clip: float | None = 1.0  # largest norm of the gradient; None: any
@@ -382,7 +382,7 @@ class Trainer:
         self._norm: Tensor | None = None
         self._random: dict[str, Any] | None = None  # where the dice stood when it was interrupted
         self._best: dict[str, Tensor] | None = None
-        self._saved, self._asked = -1, False
+        self._saved, self._asked = -1, 0  # the last step that was kept; the signal that asked for an end
         self._stop, self._known = "", False  # why training should end; whether all ranks have heard that one of them thinks so
 
     def _count(self, epochs: int) -> int:
@@ -399,7 +399,9 @@ class Trainer:
         A model that is in evaluation mode is trained in training mode. Where only parts of it are in evaluation mode, frozen on purpose,
         they stay so. Either way each module is in its own mode again afterwards.
 
-        Ctrl-C finishes the step, saves and returns; a second one stops at once. Raises TrainingError where the loss is no longer a number.
+        Ctrl-C finishes the step, saves and returns; a second one stops at once. Where there are `checkpoints`, SIGTERM, by which `kill`
+        and clusters end a program, also finishes the step and saves; then the program ends (SystemExit). Raises TrainingError where the
+        loss is no longer a number.
         """
         with _modes(self.model): return self._fit()
 
@@ -414,7 +416,7 @@ class Trainer:
         self._tell("start", {"step": self.step})
         stream, config = self._stream(), self.config
         bar = partial(tqdm, disable=True) if self.ranks.rank else tqdm
-        with self._ctrl_c(), bar(total=self.total, initial=self.step, unit="step") as self.bar:
+        with self._signals(), bar(total=self.total, initial=self.step, unit="step") as self.bar:
             while self.step < self.total and not self._end():
                 self._update(stream)
                 self._tell("step", {"step": self.step})
@@ -429,6 +431,7 @@ class Trainer:
             self.save()
         self._random = random_state()
         self._tell("end", {"step": self.step})
+        if self._asked == signal.SIGTERM: raise SystemExit(128 + signal.SIGTERM)  # all is kept, and the program was told to end
         return self._finish()
 
     def _finish(self) -> History:
@@ -528,20 +531,25 @@ class Trainer:
         for callback in self.callbacks: callback(self, event, row)
 
     @contextmanager
-    def _ctrl_c(self) -> Iterator[None]:
-        "Within it Ctrl-C (in a notebook: Interrupt) asks for a clean stop."
-        before = signal.getsignal(signal.SIGINT) if threading.current_thread() is threading.main_thread() else None
-        if before is signal.SIG_IGN: before = None  # somebody wants it ignored, as nohup does
+    def _signals(self) -> Iterator[None]:
+        """Within it Ctrl-C (in a notebook: Interrupt) asks for a clean stop.
+
+        So does SIGTERM, by which `kill` and clusters end a program, where there is something that keeps the run.
+        """
+        mine = threading.current_thread() is threading.main_thread()
+        before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM) if mine}
+        if before.get(signal.SIGINT) in (signal.SIG_IGN, None): before.pop(signal.SIGINT, None)  # somebody wants it ignored, as nohup does
+        if before.get(signal.SIGTERM) != signal.SIG_DFL or not self.checkpoints: before.pop(signal.SIGTERM, None)
 
         def handle(number: int, frame: Any) -> None:
             if self._asked: raise KeyboardInterrupt
-            self._asked, self._stop = True, self._stop or "interrupted"
+            self._asked, self._stop = number, self._stop or "interrupted"
 
-        self._asked = False
-        if before is not None: signal.signal(signal.SIGINT, handle)
+        self._asked = 0
+        for number in before: signal.signal(number, handle)
         try: yield
         finally:
-            if before is not None: signal.signal(signal.SIGINT, before)
+            for number, handler in before.items(): signal.signal(number, handler)
 
     def parts(self) -> dict[str, Stateful]:
         "Everything beside model and random numbers that has a state."

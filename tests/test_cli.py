@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from lmbook.generation import SamplingConfig
 from lmbook.pretrained import save_pretrained
 from lmbook.runs import load_run, make_tokenizer, train_run
 from lmbook.tokenizer_files import load_tokenizer
+from lmbook.training import read_log
 from lmbook.transformer import Transformer, preset
 from tests.stories import CPU, SMALL, STORIES, config, write_stories
 
@@ -134,6 +137,15 @@ sys.exit(main())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such signals")
+def test_sigterm_saves_and_the_same_command_goes_on(text: Path, tmp_path: Path):
+    words = train_words(text, tmp_path / "run", "lr=0.01") + ["--steps", "4000"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "run" / "log.jsonl")}
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED.replace("SIGINT", "SIGTERM"), *words], env=env, text=True, capture_output=True)
+    assert done.returncode == 143 and "the same command goes on" in done.stderr.splitlines()[-1]
+    assert 0 < latest(tmp_path / "run").step < 400  # the first regular checkpoint would be that of step 400
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
 def test_ctrl_c_saves_and_the_same_command_goes_on(text: Path, tmp_path: Path):
     words = ["train", "--text", str(text), "--by", "line", "--steps", "400", "--batch-size", "4", "--out", str(tmp_path / "run"), *SETTINGS]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOG": str(tmp_path / "run" / "log.jsonl")}
@@ -216,8 +228,151 @@ def test_faults_of_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_faults_of_prompts(folder: Path, capsys: pytest.CaptureFixture):
     assert "temperature=-1.0" in fails(capsys, "generate", folder, "--temperature", "-1", "--device", "cpu")
-    assert "reads 32 at a time" in fails(capsys, "generate", folder, "--prompt", "word " * 200, "--device", "cpu")
     assert main(["generate", str(folder), "--tokens", "3", "--device", "cpu"]) == 0  # an empty one: from the beginning of a text
+
+
+def generated(capsys: pytest.CaptureFixture, *words: str | Path) -> tuple[str, str]:
+    "What a command prints, and what it says about errors."
+    assert main([*map(str, words)]) == 0
+    return tuple(capsys.readouterr())
+
+
+def test_a_long_prompt_is_cropped_and_said(folder: Path, capsys: pytest.CaptureFixture):
+    same = ("--tokens", "5", "--temperature", "0", "--device", "cpu")
+    prompt = " ".join(STORIES[:3])
+    out, err = generated(capsys, "generate", folder, "--prompt", prompt, *same)
+    assert out.startswith(prompt) and "the model reads 32 at a time: it goes on from the last ones" in err
+    assert out.count("\n") == prompt.count("\n") + 1 or len(out) > len(prompt)
+
+
+def test_nothing_is_written_before_an_error(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def cannot(*args, **kwargs):
+        raise LmbookError("It is Tuesday.")
+        yield
+
+    monkeypatch.setattr("lmbook.runs.Run.stream", cannot)
+    assert main(["generate", str(folder), "--prompt", "The cat", "--device", "cpu"]) == 1
+    assert capsys.readouterr() == ("", "lmbook: It is Tuesday.\n")
+
+
+def test_no_message_is_empty(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    for error, said in ((LmbookError(""), "lmbook: LmbookError"), (KeyboardInterrupt(), "lmbook: interrupted")):
+        monkeypatch.setattr(cli, "load_run", lambda *_, error=error: (_ for _ in ()).throw(error))
+        assert main(["generate", "anywhere"]) in (1, 130) and capsys.readouterr().err.strip() == said
+
+
+def test_a_mark_of_byte_order_is_no_part_of_what_is_piped_in(folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    said = []
+    commands = ["generate --prompt - --tokens 5 --temperature 0 --device cpu".split(), ["tokenize", "-", "--ids"]]
+    for command in commands: command.insert(1, str(folder))
+    for mark in (b"", b"\xef\xbb\xbf"):
+        for words in commands:
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(mark + b"The cat")))
+            said.append(generated(capsys, *words)[0])
+    assert said[:2] == said[2:]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9")))
+    assert "Standard input is not UTF-8: byte 3" in fails(capsys, "tokenize", folder, "-")
+
+
+@pytest.mark.parametrize("n", ["0", "-2"])
+def test_numbers_that_would_do_nothing(n: str, folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert f"--samples={n} must be a whole number, at least 1" in fails(capsys, "generate", folder, "--samples", n)
+    for option in ("--steps", "--minutes", "--batch-size", "--vocab-size", "--megabytes"):
+        fails(capsys, *train_words(text, tmp_path / "a"), option, n)
+    assert not (tmp_path / "a").exists()
+
+
+def test_words_may_follow_options(folder: Path, capsys: pytest.CaptureFixture):
+    ids = load_tokenizer(folder).encode("Hello")
+    for words in (["--ids", folder, "Hello"], [folder, "--ids", "Hello"], [folder, "Hello", "--ids"]):
+        assert [*map(int, generated(capsys, "tokenize", *words)[0].split())] == ids
+    for extra in (["--idss"], ["one", "two"], ["Hello", "--nothing"]): assert main(["tokenize", str(folder), "--ids", *extra]) == 2
+    capsys.readouterr()
+    assert "which of them is meant" in fails(capsys, "tokenize", folder, "Hello", "--file", folder / "README.md")
+
+
+def test_a_word_that_is_not_utf_8(folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    bad = os.fsdecode(b"caf\xe9")
+    generate = ("generate", folder, "--prompt")
+    for words in ((*generate, bad), (*generate, "A", "--stop", bad), ("tokenize", folder, bad), train_words(text, tmp_path / bad)):
+        assert "not UTF-8" in fails(capsys, *words)
+    assert not list(tmp_path.iterdir())
+
+
+WRONG = (
+    "lr=abc clip=abc warmup=x keep=x patience=x accumulate=x min_delta=x deterministic=x dropout=x norm_eps=x rotary_base=x compile=no "
+    "bias=maybe tie=maybe lr=true save_every=2.5 device=0"
+)
+
+
+@pytest.mark.parametrize("pair", WRONG.split())
+def test_settings_of_another_type_are_one_line(pair: str, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    said = fails(capsys, *train_words(text, tmp_path / "a", pair))
+    assert said.startswith(f"lmbook: {pair.split('=')[0]}=") and " must be " in said and not (tmp_path / "a").exists()
+
+
+def test_advice_is_in_the_words_of_the_command(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "No error tells who types a command to pass a parameter of Python."
+    (tmp_path / "gbk.txt").write_bytes("长夜漫漫，无人入睡。\n".encode("gb18030") * 300)
+    (tmp_path / "torn.txt").write_bytes("Straße und Café\n".encode() * 300 + b"\xff\n" + "Straße\n".encode())
+    (tmp_path / "utf16.txt").write_bytes("A few words.\n".encode("utf-16-le") * 300)
+    (tmp_path / "rows.jsonl").write_text('{"body": "x"}\n')
+    (tmp_path / "bad.jsonl").write_text('{"text": "x"}\nno\n')
+    (tmp_path / "rows.csv").write_text("body,n\nA,1\n")
+    (tmp_path / "twice.csv").write_text("text,text\nA,1\n")
+    said = [fails(capsys, *train_words(path, tmp_path / "a")) for path in sorted(tmp_path.iterdir())]
+    assert len(said) == 7 and not any(re.search(r"\b\w+=['\[]|a function of|\bpass\b", line) for line in said), said
+    assert "--encoding" in said[1] and sum("--column" in line for line in said) == 2 and sum("--skip" in line for line in said) == 2
+    for options in (["--encoding", "gb18030"], ["--encoding", "detect"]):
+        assert main(train_words(tmp_path / "gbk.txt", tmp_path / options[1]) + options) == 0
+
+
+def test_a_vocabulary_that_is_padded(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "A model may have more ids than its tokenizer: these are never drawn."
+    tokenizer = load_tokenizer(folder)
+    torch.manual_seed(0)
+    model = Transformer(preset("tiny", 640, **SMALL))
+    with torch.no_grad(): model.out.weight[tokenizer.vocab_size :] *= 50  # they would be drawn all the time
+    save_pretrained(model, tmp_path)
+    tokenizer.save(tmp_path / "tokenizer.json")
+    same = "--tokens 100 --samples 3 --seed 1 --temperature 1.5 --device cpu".split()
+    for more in ((), ("--regex", "(a|b|c){5}")):
+        out, _ = generated(capsys, "generate", tmp_path, *same, *more)
+        assert len(out) > 10
+    assert "bits per byte" in generated(capsys, "evaluate", tmp_path, "--text", folder / "README.md", "--device", "cpu")[0]
+
+
+def test_a_finished_run_goes_on(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = train_words(text, tmp_path / "my run")
+    assert "lmbook generate '" in generated(capsys, *words)[0]
+    out, err = generated(capsys, *words, "--steps", "9")
+    assert "Finished after 3 steps, it goes on" in err and "bits per byte" in out
+    assert max(row["step"] for row in read_log(tmp_path / "my run" / "log.jsonl")) == 9
+
+
+def test_under_a_launcher_of_several_processes(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")): monkeypatch.setenv(name, value)
+    assert "without a launcher" in fails(capsys, *train_words(text, tmp_path / "a")) and not (tmp_path / "a").exists()
+
+
+EARLY = """
+import os, signal, sys, threading, time
+
+def interrupt():
+    while "torch" not in sys.modules: time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+
+threading.Thread(target=interrupt, daemon=True).start()
+sys.argv = ["lmbook", "--version"]
+import runpy
+runpy.run_module("lmbook", run_name="__main__")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such signals")
+def test_ctrl_c_before_anything_is_loaded():
+    done = subprocess.run([sys.executable, "-c", EARLY], env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
+    assert done.returncode == 130 and done.stderr.strip() == "lmbook: interrupted" and not done.stdout
 
 
 def test_a_fault_of_the_program_shows_where_it_is(monkeypatch: pytest.MonkeyPatch):

@@ -133,7 +133,7 @@ def test_the_wheel_brings_the_command(wheel: Path):
     with zipfile.ZipFile(wheel) as f:
         [name] = [n for n in f.namelist() if n.endswith(".dist-info/entry_points.txt")]
         text = f.read(name).decode()
-    assert re.search(r"\[console_scripts\]\nlmbook = lmbook\.cli:main\n", text)
+    assert re.search(r"\[console_scripts\]\nlmbook = lmbook\.__main__:run\n", text)
 
 
 def test_there_is_one_version(wheel: Path):

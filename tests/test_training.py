@@ -12,6 +12,7 @@ import sys
 import tempfile
 import textwrap
 import threading
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -731,7 +732,93 @@ def test_training_in_another_thread_leaves_signals_alone():
     assert done == ["steps"]
 
 
+def test_sigterm_saves_and_ends_the_program(tmp_path):
+    "What `kill` and clusters send. Whoever has a handler of their own keeps it, and so does a run that nobody keeps."
+    def end(trainer, event, row):
+        if event == "step" and row["step"] == 7: signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended: run(tmp_path, [end]).fit()
+    assert ended.value.code == 128 + signal.SIGTERM and latest(tmp_path).step == 7
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole, again = run(), run(tmp_path, [lambda *_: None])
+    assert again.fit() == whole.fit() and same(again.model, whole.model)
+    heard = []
+    signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        for folder in (None, tmp_path / "other"): assert run(folder, [end]).fit().stopped == "steps"
+    finally: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    assert heard == [signal.SIGTERM] * 2
+    seen = []
+    run(callbacks=[lambda *_: seen.append(signal.getsignal(signal.SIGTERM))]).fit()
+    assert set(seen) == {signal.SIG_DFL}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant"])
+def test_a_learning_rate_that_jumps_back_up_is_said(tmp_path, schedule):
+    run(tmp_path, schedule=schedule, patience=None).fit()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        run(tmp_path, schedule=schedule, patience=None).fit()  # as it was
+        assert not said
+        run(tmp_path, schedule=schedule, patience=None, steps=48).fit()
+    jumps = [str(w.message) for w in said if "jumps back to" in str(w.message)]
+    assert len(jumps) == (schedule != "constant") and all("24 steps and now for 48" in line for line in jumps)
+
+
+def test_what_may_differ_when_a_run_goes_on(tmp_path):
+    run(tmp_path, patience=None).fit()
+    gentle = lambda step, total: 0.1  # noqa: E731
+    longer = run(tmp_path, patience=None, steps=30, schedule=gentle, warmup=0)
+    longer.checkpoints.may_differ = Checkpoints(tmp_path, may_differ=["schedule", "warmup"]).may_differ
+    assert longer.fit().curve("lr")[1][-1] == pytest.approx(0.1 * longer.config.lr)
+
+
 # ---------------------------------------------------------------- checkpoints and their faults
+
+
+@pytest.mark.filterwarnings("ignore:.*is passed over")
+def test_a_damaged_newer_checkpoint_does_not_push_out_a_whole_one(tmp_path):
+    "With keep=1 the one that was just written must not go because one that is damaged has a higher number."
+    plain = {"eval_every": None, "patience": None}
+    with pytest.raises(Unplugged): run(tmp_path, [unplug(16)], keep=2, **plain).fit()
+    (tmp_path / "step-000015" / "state.json").unlink()
+    with pytest.raises(Unplugged): run(tmp_path, [unplug(14)], keep=1, save_every=1, **plain).fit()
+    assert latest(tmp_path).step == 13 and list(steps_in(tmp_path)) == [15, 13]
+
+
+def test_what_a_killed_process_left_is_swept_at_the_next_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "_remove", lambda path: (_ for _ in ()).throw(Unplugged))  # killed before it came to that
+    plain = {"keep": 1, "eval_every": None, "patience": None}
+    with pytest.raises(Unplugged): run(tmp_path, **plain).fit()
+    monkeypatch.undo()
+    assert len(steps_in(tmp_path)) == 2
+    (tmp_path / ".log.jsonl.abcdefgh").write_text("half")
+    (tmp_path / ".writing-step-000015").mkdir()
+    (tmp_path / ".hidden").write_text("somebody's")
+    with pytest.raises(Unplugged): run(tmp_path, [unplug(11)], **plain).fit()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".hidden", "log.jsonl", "step-000010"]
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "step-000005"])
+def test_no_link_is_followed(tmp_path, name):
+    with pytest.raises(Unplugged): run(tmp_path / "run", [unplug(7)]).fit()
+    victim = tmp_path / "victim"
+    (tmp_path / "run" / name).rename(victim)
+    (tmp_path / "run" / name).symlink_to(victim)
+    before = victim.read_bytes() if victim.is_file() else len([*victim.iterdir()])
+    assert f"links in place of files: {name}" in message(run(tmp_path / "run").fit, error=CheckpointError)
+    assert before == (victim.read_bytes() if victim.is_file() else len([*victim.iterdir()]))
+
+
+def test_a_folder_has_one_process(tmp_path):
+    hold = "import sys; from lmbook.checkpoints import claim; held = claim(sys.argv[1]); print('held', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        assert "Another process is training in" in message(run(tmp_path).fit, error=CheckpointError)
+    finally: other.kill(); other.wait()
+    assert run(tmp_path).fit().stopped  # a lock goes with its process
+
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors", "state.json", "manifest.json"])
