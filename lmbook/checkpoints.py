@@ -6,7 +6,7 @@
 __all__ = ['CheckpointError', 'save_weights', 'load_weights', 'save_checkpoint', 'checkpoint_problem', 'Found', 'steps_in',
            'latest', 'load_state', 'is_scratch', 'sweep', 'refuse_links', 'claim', 'Checkpoints']
 
-# %% ../nbs/24_checkpoints.ipynb #6547fcbaf8
+# %% ../nbs/24_checkpoints.ipynb #0bafbe93b4
 import hashlib
 import json
 import os
@@ -227,7 +227,7 @@ def load_state(path: str | Path) -> dict[str, Any]:
     if content["format"] != 1: raise CheckpointError(f"{path} has format {content['format']}; this version of lmbook reads format 1.")
     return _unpack(content["state"], {name: tensor.clone() for name, tensor in load_file(path / "state.safetensors").items()})
 
-# %% ../nbs/24_checkpoints.ipynb #51bf74513a
+# %% ../nbs/24_checkpoints.ipynb #95bbc0b50c
 _SCRATCH = re.compile(r"\.(writing|old)-step-\d+|\..+\.(json|jsonl|safetensors|model|png|md)\.[a-z0-9_]{8}|\.writable\w*")
 
 

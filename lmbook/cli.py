@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/83_cli.ipynb #6d9c08dcc3
+# %% ../nbs/83_cli.ipynb #1ddca88300
 import argparse
 import io
 import json
@@ -26,7 +26,7 @@ from .tokenizer_files import load_tokenizer
 from .batches import write_tokens
 from .transformer import PRESETS
 
-# %% ../nbs/83_cli.ipynb #9b7097f0e5
+# %% ../nbs/83_cli.ipynb #28567bcfb2
 _DEFAULT = RunConfig()
 _BY = get_args(get_type_hints(RunConfig)["by"])
 _FOLDER = "of a run; or of a GPT-2 or Llama model with its tokenizer.json"
@@ -103,7 +103,7 @@ def _tokenize_options(command: argparse.ArgumentParser) -> None:
     add("--ids", action="store_true", help="only the numbers")
     add("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
 
-# %% ../nbs/83_cli.ipynb #454d43eb71
+# %% ../nbs/83_cli.ipynb #d1c6d0b23f
 def _to_stderr(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
 
@@ -202,7 +202,7 @@ def _tokenize(args: argparse.Namespace) -> None:
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     _to_stderr(f"{len(ids):,} tokens, {characters:,} characters, {size:,} bytes: {size / max(1, len(ids)):.2f} bytes a token")
 
-# %% ../nbs/83_cli.ipynb #2c11e84870
+# %% ../nbs/83_cli.ipynb #ce0b995758
 _COMMANDS = {  # name: what it does, an example, its options, and the function that does it
     "train": (
         "train a model on a text",

@@ -467,7 +467,7 @@ OptimizerName = Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "lion", "m
 OPTIMIZERS: dict[str, Callable[..., ListOptimizer]] = {
     "sgd": SGD, "adagrad": Adagrad, "rmsprop": RMSprop, "adam": Adam, "adamw": AdamW, "lion": Lion, "muon": Muon}
 
-# %% ../nbs/21_optimizers.ipynb #edfd938359
+# %% ../nbs/21_optimizers.ipynb #19897bd852
 Schedule = Callable[..., float]  # (step, total, *, warmup=...) -> a factor from 0 to 1
 
 

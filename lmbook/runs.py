@@ -6,7 +6,7 @@
 __all__ = ['EPOCHS', 'RunError', 'RunConfig', 'sort_settings', 'read_texts', 'split_texts', 'make_tokenizer', 'seconds_per_step',
            'plan_steps', 'Run', 'load_run', 'muon_and_adamw', 'train_run']
 
-# %% ../nbs/44_runs.ipynb #d7e83d4f0b
+# %% ../nbs/44_runs.ipynb #5ab0701f88
 import copy
 import difflib
 import hashlib
@@ -48,7 +48,7 @@ from .training import TrainConfig, Trainer, next_token_loss, read_log
 from .pretrained import LAYOUTS, load_pretrained, save_pretrained
 from .transformer import PRESETS, PresetName, Transformer, TransformerConfig, preset
 
-# %% ../nbs/44_runs.ipynb #af5d9e85d8
+# %% ../nbs/44_runs.ipynb #fc089584d3
 class RunError(LmbookError):
     "Something about a run, its folder or a command that the user can mend. The message says what is wrong and what to do about it."
 
@@ -153,7 +153,7 @@ def sort_settings(
     model = {name: value for name, value in settings.items() if name in homes["model"]}
     return {"model": model, "train": {name: value for name, value in settings.items() if name not in model}}
 
-# %% ../nbs/44_runs.ipynb #c9b90d28cf
+# %% ../nbs/44_runs.ipynb #bd89d7e967
 def read_texts(
     config: RunConfig,
     note: Callable[[str], Any] = lambda line: None,  # is told what is left out
@@ -237,7 +237,7 @@ def _check_network(source: str) -> None:
             f"({error.strerror or error})."
         ) from error
 
-# %% ../nbs/44_runs.ipynb #8ca59b760a
+# %% ../nbs/44_runs.ipynb #05b60d0a04
 _MANY = 20  # documents from which on whole ones are held out
 
 
@@ -353,7 +353,7 @@ def plan_steps(
     steps = int(config.minutes * 60 * 0.92 / took[dtype])  # the rest is for evaluations
     return {"steps": max(10, min(steps, EPOCHS * len(stream))), "dtype": dtype}
 
-# %% ../nbs/44_runs.ipynb #e71f0daa36
+# %% ../nbs/44_runs.ipynb #93eec51c17
 @dataclass
 class Run:
     "A model with its tokenizer, as they come from a folder."
@@ -427,7 +427,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 def _write_info(folder: Path, info: dict[str, Any]) -> None:
     write_whole(folder / "run.json", json.dumps(info, indent=1, ensure_ascii=False) + "\n", RunError)
 
-# %% ../nbs/44_runs.ipynb #f2ed2d1281
+# %% ../nbs/44_runs.ipynb #7732089c7e
 # of training, unless the run says otherwise
 _DEFAULTS = {"optimizer": "muon", "lr": 0.02, "schedule": "linear", "weight_decay": 0.1, "keep": 1, "load_best": True}
 _JUDGED = 16_384  # tokens of the held-out text that are read at each look; at the end up to sixteen times as many
@@ -689,7 +689,7 @@ def _save_model(model: Transformer, folder: Path) -> None:
     except SafetensorError as error:
         raise RunError(f"{folder / 'model.safetensors'} cannot be written: {error}. Make room; the same command goes on.") from error
 
-# %% ../nbs/44_runs.ipynb #e3701c2bae
+# %% ../nbs/44_runs.ipynb #6e7cbe23a3
 def _draw_curve(folder: Path, info: dict[str, Any]) -> None:
     "The losses of a run as a picture, curve.png."
     from matplotlib.figure import Figure

@@ -76,7 +76,7 @@ def next_token_loss(
     logits = at_least_float32(logits)
     return F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"), batch.tokens
 
-# %% ../nbs/23_training.ipynb #fe75ff7613
+# %% ../nbs/23_training.ipynb #280e2e843d
 @dataclass(frozen=True)
 class TrainConfig:
     "How to train. Give either `steps` or `epochs`; everything else has a default."
@@ -266,7 +266,7 @@ class TensorBoard:
                 if name != "step": self.writer.add_scalar(name, value, row["step"])
         elif event == "end": self.writer.close()
 
-# %% ../nbs/23_training.ipynb #466595d804
+# %% ../nbs/23_training.ipynb #82ec187b54
 @runtime_checkable
 class Stateful(Protocol):
     "What can say where it stands, and go back there: sources of batches, optimizers, some losses and callbacks."

@@ -258,11 +258,7 @@ NOT_YET_RETOLD = {
     "83_cli",
 }  # fmt: skip
 # Modules that are still longer than a sitting, with the lines that they have: a number here may only fall.
-<<<<<<< HEAD
-STILL_LONG = {"corpora": 825, "embeddings": 754, "small_world": 792, "vectors": 812}
-=======
-STILL_LONG = {"corpora": 825, "embeddings": 754, "runs": 764, "small_world": 792, "vectors": 746}
->>>>>>> cli13
+STILL_LONG = {"corpora": 825, "embeddings": 754, "runs": 764, "small_world": 792, "vectors": 812}
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
