@@ -6,7 +6,7 @@
 __all__ = ['CheckpointError', 'save_weights', 'load_weights', 'save_checkpoint', 'checkpoint_problem', 'Found', 'steps_in',
            'latest', 'load_state', 'is_scratch', 'sweep', 'refuse_links', 'claim', 'Checkpoints']
 
-# %% ../nbs/24_checkpoints.ipynb #0bafbe93b4
+# %% ../nbs/24_checkpoints.ipynb #83aeea367f
 import hashlib
 import json
 import os
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .core import whole_file, whole_folder
+from .core import settle_header, whole_file, whole_folder
 from .training import Event, JsonLog, TrainConfig, Trainer, TrainingError
 
-# %% ../nbs/24_checkpoints.ipynb #e141cd4e93
+# %% ../nbs/24_checkpoints.ipynb #0e6ccb6635
 class CheckpointError(TrainingError):
     "A checkpoint that cannot be written, read, or put into this model. The message says why, and what is still whole."
 
@@ -94,6 +94,7 @@ def _write_weights(model: nn.Module, path: Path) -> None:
 
     tensors = {name: alone(tensor) for name, tensor in kept.items()}
     save_file(tensors, path, metadata={"format": "pt", "tied": json.dumps(aliases)})
+    with open(path, "r+b") as file: settle_header(file)
 
 
 def load_weights(

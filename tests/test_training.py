@@ -164,6 +164,15 @@ def test_a_stream_predicts_the_next_token_and_covers_the_text(n, rows, length, s
     assert len(found) == len(set(found)) == (n - 1) // length * length  # all but what does not fill a window
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5, bias=False))
+    for i in range(20): save_weights(model, tmp_path / f"{i}.safetensors")
+    assert len({(tmp_path / f"{i}.safetensors").read_bytes() for i in range(20)}) == 1
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 5, bias=False))
+    load_weights(other, tmp_path / "0.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
 def test_what_fills_no_window_is_left_out_now_here_now_there():
     "57 tokens make 11 windows of 5 and a rest; over some epochs each token is asked, and not always the same are left out."
     stream = TokenStream(np.arange(57), 2, 5, shuffle=True)
