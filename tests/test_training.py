@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -717,6 +718,22 @@ def test_ctrl_c_finishes_the_step_saves_and_goes_on(tmp_path):
     for path in tmp_path.glob("step-*"):
         if path.name > "step-000007": checkpoints._remove(path)
     assert other.fit() == whole.history and same(other.model, whole.model)
+
+
+def test_a_checkpoint_that_is_half_removed_is_none(tmp_path, monkeypatch):
+    "Killed while its files are deleted: what is left has another name, and nobody calls it torn."
+    for step in (1, 2): save_checkpoint(tmp_path, step, nn.Linear(2, 2), {"step": step})
+    real = shutil.rmtree
+
+    def killed(path, **more):
+        if not Path(path).exists(): return real(path, **more)
+        next(Path(path).iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt): checkpoints._remove(tmp_path / "step-000002")
+    monkeypatch.undo()
+    assert list(checkpoints.steps_in(tmp_path)) == [1] and not latest(tmp_path).torn and latest(tmp_path).step == 1
 
 
 def test_a_second_ctrl_c_stops_at_once():
