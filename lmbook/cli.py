@@ -79,6 +79,7 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
     add("--typical-p", type=float, metavar="X", help="only the typical up to this probability")
     for name, none in (("repetition", 1.0), ("frequency", 0.0), ("presence", 0.0)):
         add(f"--{name}-penalty", type=float, default=none, metavar="X", help="(default: %(default)g)")
+    add("--no-repeat-ngram", type=int, metavar="N", help="no N tokens in a row come twice")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be given again")
     add("--regex", metavar="PATTERN", help="write only what matches")
     add("--seed", type=int, help="the same seed writes the same text")
@@ -158,6 +159,7 @@ def _generate(args: argparse.Namespace) -> None:
     constraint = regex_constraint(args.regex, run.tokenizer) if args.regex else None
     same = (
         "temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty",
+        "no_repeat_ngram",
     )  # fmt: skip
     given = {name: getattr(args, name) for name in same}
     for sample in range(args.samples):

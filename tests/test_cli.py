@@ -103,6 +103,11 @@ def test_generate_says_what_it_is_asked(folder: Path, capsys: pytest.CaptureFixt
     assert main(["generate", str(folder), "--prompt", "A", "--tokens", "5", "--samples", "2", "--temperature", "0", "--device", "cpu"]) == 0
     one, two = capsys.readouterr().out.split("-" * 40)
     assert one.strip() == two.strip()
+    looping, said = ["generate", str(folder), "--prompt", "A", "--tokens", "60", "--temperature", "0", "--device", "cpu"], []
+    for more in ([], ["--no-repeat-ngram", "2"]):
+        assert main([*looping, *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] != said[1]  # the likeliest text of so small a model runs in circles
     assert main(["generate", str(folder), "--prompt", "A", "--tokens", "50", "--seed", "0", "--stop", "e", "--device", "cpu"]) == 0
     assert "e" not in capsys.readouterr().out
 
@@ -228,6 +233,7 @@ def test_faults_of_folders(folder: Path, tmp_path: Path, capsys: pytest.CaptureF
 
 def test_faults_of_prompts(folder: Path, capsys: pytest.CaptureFixture):
     assert "temperature=-1.0" in fails(capsys, "generate", folder, "--temperature", "-1", "--device", "cpu")
+    assert "no_repeat_ngram=0" in fails(capsys, "generate", folder, "--no-repeat-ngram", "0", "--device", "cpu")
     assert main(["generate", str(folder), "--tokens", "3", "--device", "cpu"]) == 0  # an empty one: from the beginning of a text
 
 
