@@ -26,7 +26,7 @@ from .tokenizer_files import load_tokenizer
 from .batches import write_tokens
 from .transformer import PRESETS
 
-# %% ../nbs/83_cli.ipynb #28567bcfb2
+# %% ../nbs/83_cli.ipynb #c313ef9079
 _DEFAULT = RunConfig()
 _BY = get_args(get_type_hints(RunConfig)["by"])
 _FOLDER = "of a run; or of a GPT-2 or Llama model with its tokenizer.json"
@@ -104,7 +104,7 @@ def _tokenize_options(command: argparse.ArgumentParser) -> None:
     add("--ids", action="store_true", help="only the numbers")
     add("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
 
-# %% ../nbs/83_cli.ipynb #d1c6d0b23f
+# %% ../nbs/83_cli.ipynb #8a60eb6055
 def _to_stderr(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
 
