@@ -122,7 +122,7 @@ def _prepare(cell: nbformat.NotebookNode, chapter: Chapter, package: str) -> boo
     tags = list(cell.metadata.get("tags", []))
     if opts.get("echo") is False: tags.append("remove-input")
     if opts.get("output") is False: tags.append("remove-output")
-    if opts.get("code-fold"): tags.append("hide-input")
+    if opts.get("code-fold") and "hide-input" not in tags: tags.append("hide-input")
     render: dict[str, Any] = {}
     caption, alt = opts.get("fig-cap"), opts.get("fig-alt")
     if caption: render["figure"] = {"caption": str(caption)}
