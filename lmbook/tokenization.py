@@ -44,7 +44,7 @@ def utf8(text: str) -> bytes:
             f"{where} is half a character (a lone surrogate), which no file can hold. Read the text again, strictly."
         ) from error
 
-# %% ../nbs/15_tokenization.ipynb #d216928717
+# %% ../nbs/15_tokenization.ipynb #e099251873
 PAD, BOS, EOS, UNK = SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 REPLACEMENT = "\ufffd"  # what Unicode shows where a character could not be
 
@@ -155,8 +155,12 @@ class Tokenizer(ABC):
     ) -> list[int]:
         "The ids of a text."
         ids = [self._ask(BOS, self.bos_id)] if bos else []
-        for _, part in self._parts(text, specials): ids += [part] if isinstance(part, int) else self._encode(part)
+        ids += self._whole_ids(text, specials)
         return [*ids, self._ask(EOS, self.eos_id)] if eos else ids
+
+    def _whole_ids(self, text: str, specials: bool) -> list[int]:
+        "The ids of a text in which the names of special tokens are special, or not."
+        return [id for _, part in self._parts(text, specials) for id in ([part] if isinstance(part, int) else self._encode(part))]
 
     def _ask(self, name: str, id: int | None) -> int: return self.special(name) if id is None else id
 
@@ -173,10 +177,15 @@ class Tokenizer(ABC):
         A token that holds a part of a character has all of that character; <bos> and <eos> have none.
         """
         spans = [(0, 0)] if bos else []
+        spans += self._whole_spans(text, specials)
+        return [*spans, (len(text), len(text))] if eos else spans
+
+    def _whole_spans(self, text: str, specials: bool) -> list[Span]:
+        spans = []
         for at, part in self._parts(text, specials):
             if isinstance(part, int): spans.append((at, at + len(self._names[part])))
             else: spans += [(start + at, end + at) for start, end in self._spans(part)]
-        return [*spans, (len(text), len(text))] if eos else spans
+        return spans
 
     def _spans(self, text: str) -> list[Span]:
         size = np.array([len(self._bytes[i]) for i in self._encode(text)], dtype=np.int64)

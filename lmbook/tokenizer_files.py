@@ -372,7 +372,7 @@ def ngram_cost(
             nats -= math.log(p)
     return nats
 
-# %% ../nbs/18_tokenizer_files.ipynb #f8f537c9cd
+# %% ../nbs/18_tokenizer_files.ipynb #f5800ba0b8
 _GROWTH = 1000  # so many times as long may the rules of a file make a text; those of real ones hardly double it
 
 
@@ -420,7 +420,10 @@ def _content(data: bytes, name: str) -> dict[str, Any]:
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    "A tokenizer.json from elsewhere, as the library `tokenizers` runs it: BPE, unigram or WordPiece, with its normalisation."
+    """A tokenizer.json from elsewhere, as the library `tokenizers` runs it: BPE, unigram or WordPiece, with its normalisation.
+
+    With `specials=True` the file's own rules find special tokens in a text.
+    """
 
     _NAMES_OF = {  # a special token by the names that it has elsewhere
         PAD: ("<pad>", "[PAD]"),
@@ -496,29 +499,9 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def _spans(self, text: str) -> list[Span]: return self._run(text).offsets
 
-    def encode(
-        self,
-        text: str,
-        *,
-        bos: bool = False,  # begin with <bos>
-        eos: bool = False,  # end with <eos>
-        specials: bool = False,  # True: the file's rules find special tokens in the text. Only for texts of your own
-    ) -> list[int]:
-        "The ids of a text."
-        ids = [self._ask(BOS, self.bos_id)] if bos else []
-        ids += self._run(text, specials).ids
-        return [*ids, self._ask(EOS, self.eos_id)] if eos else ids
+    def _whole_ids(self, text: str, specials: bool) -> list[int]: return self._run(text, specials).ids  # by the file's own rules
 
-    def offsets(
-        self,
-        text: str,
-        *,
-        bos: bool = False,  # as for `encode`
-        eos: bool = False,
-        specials: bool = False,
-    ) -> list[Span]: # one for each id of `encode`
-        "Which characters each token stands for, as the library says; <bos> and <eos> have none."
-        return [*[(0, 0)] * bos, *self._run(text, specials).offsets, *[(len(text), len(text))] * eos]
+    def _whole_spans(self, text: str, specials: bool) -> list[Span]: return self._run(text, specials).offsets
 
     def tokens(self, text: str) -> list[str]:
         "The pieces of a text, under their names in the file."
