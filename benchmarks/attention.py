@@ -4,13 +4,15 @@
 
 One thread, nothing but CPU. Times are seconds of the processor, which a busy machine changes less than the clock; the contenders take
 turns, and the fastest of some rounds counts. Memory: each in a process of its own, peak resident size above that of the same process before
-(Linux). Length: one layer, four sequences, forward alone and forward with backward. Heads: keys and values shared by groups of queries.
+(Linux). Length: one layer, four sequences, forward alone and forward with backward.
+Layers: stacks of equally many weights on one thread and on two. Heads: keys and values shared by groups of queries.
 Text: small causal models on Small World, trained on short rows and read on long ones, and an LSTM at equal parameters and words.
 Copy: through one vector, through D2's gate, and through attention, a harder game than the chapter's.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -25,20 +27,14 @@ from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, memory, run
 from lmbook.alignment import AttentionDecoder
-from lmbook.attention import (
-    Attention,
-    AttentionConfig,
-    LearnedPositions,
-    attention,
-    attention_weights,
-    online_attention,
-    sinusoidal,
-)
+from lmbook.attention import Attention, AttentionConfig, attention, attention_weights
 from lmbook.batches import Examples, TokenStream
-from lmbook.networks import MLP, LayerNorm, MLPConfig, init_weights
+from lmbook.deep_networks import MLP, LayerNorm, MLPConfig, init_weights
+from lmbook.grammar import WORD
+from lmbook.positions import LearnedPositions, online_attention, sinusoidal
 from lmbook.recurrent import Recurrent, RecurrentConfig
 from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, copy_task, greedy_accuracy
-from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.training import TrainConfig, Trainer
 
 ROWS, WIDTH, HEADS = 4, 256, 4
@@ -130,6 +126,64 @@ def length(settings: Settings) -> list[dict]:
         rows.append(row)
         print(f"  T {T:5}  microseconds a token, forward: " + "  ".join(f"{n} {v:.2f}" for n, v in row["forward"].items()), flush=True)
     return sorted(rows, key=lambda row: row["T"])
+
+
+# ---------------------------------------------------------------- layers
+
+
+class Stack(nn.Module):
+    "Three LSTM layers, two blocks of attention and MLP, or eight causal convolutions of width 3: 24 D^2 weights each, biases aside."
+
+    def __init__(self, name: str, width: int):
+        super().__init__()
+        self.name = name
+        if name == "LSTM": self.body = nn.LSTM(width, width, 3, batch_first=True)
+        elif name == "convolution": self.body = nn.ModuleList(nn.Conv1d(width, width, 3, bias=False) for _ in range(8))
+        else:
+            self.body = nn.ModuleList(Attention(AttentionConfig(width, HEADS)) for _ in range(2))
+            self.mlps = nn.ModuleList(MLP(MLPConfig(width, width, 4 * width, activation="relu")) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name == "LSTM": return self.body(x)[0]
+        if self.name == "convolution":
+            x = x.mT
+            for conv in self.body: x = x + F.relu(conv(F.pad(x, (2, 0))))
+            return x.mT
+        for look, mlp in zip(self.body, self.mlps):
+            x = x + look(x, causal=True)
+            x = x + mlp(x)
+        return x
+
+
+def stack_times(T: int, width: int, rounds: int) -> tuple[dict, dict]: # parameters by name; seconds by name and threads
+    names = ("LSTM", "convolution", "attention and MLP")
+    models, x = {name: Stack(name, width) for name in names}, torch.randn(ROWS, T, width)
+    ways = {(name, threads): partial(on_threads, threads, models[name], x) for name in names for threads in (1, 2)}
+    seconds = fastest(in_turns(ways, rounds, clock=time.thread_time))
+    return {name: sum(p.numel() for p in models[name].parameters()) for name in names}, seconds
+
+
+def on_threads(threads: int, model: nn.Module, x: Tensor) -> None:
+    torch.set_num_threads(threads)
+    work(model, x, True)
+
+
+@BENCHMARK.part()
+def layers(settings: Settings) -> list[dict]:
+    """Stacks of equally many weights, forward and backward, on one thread and on two.
+
+    Seconds of the main thread, which does all that cannot be shared and its share of what can. Where threads sleep while they wait
+    (OMP_WAIT_POLICY) that is what the clock shows on a machine with nothing else to do, and other people's work does not count.
+    """
+    rows, width = [], settings.pick(WIDTH, 16)
+    os.environ["OMP_WAIT_POLICY"] = "passive"
+    for T in settings.pick((64, 256, 1024), (8,)):
+        sizes, seconds = settings.alone(stack_times, T, width, settings.rounds)
+        row: dict = {"T": T, "parameters": sizes}
+        for threads in (1, 2): row[f"threads_{threads}"] = {name: seconds[name, threads] / (ROWS * T) * 1e6 for name in sizes}
+        rows.append(row)
+        print(f"  T {T:5}  " + "  ".join(f"{n} x{k} {s / (ROWS * T) * 1e6:.1f}" for (n, k), s in seconds.items()) + " us", flush=True)
+    return rows
 
 
 # ---------------------------------------------------------------- heads

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from benchmarks.common import Benchmark, Option, Settings, in_turns, mean_sd, medians, run
 from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, bio_spans, tag_loss
 from lmbook.core import evaluating
+from lmbook.grammar import WORD
 from lmbook.recurrent import GRUCell, LSTMCell, Recurrent, RecurrentConfig, RNNCell, unroll
-from lmbook.small_world import WORD, SmallWorld
+from lmbook.small_world import SmallWorld
 from lmbook.training import TrainConfig, Trainer
 
 WNUT = {"train": "wnut17train.conll", "dev": "emerging.dev.conll", "test": "emerging.test.annotated"}

@@ -36,10 +36,10 @@ from lmbook.cleaning import (
     gopher_repetition,
     mask_personal_data,
     normalise,
-    strip_html,
 )
 from lmbook.corpora import read_corpus
 from lmbook.duplicates import MinHash, NearDuplicates, near_duplicates, repeated_passages
+from lmbook.markup import strip_html
 from lmbook.shards import clean, funnel, read_shards
 from lmbook.small_world import SmallWorld
 

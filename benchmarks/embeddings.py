@@ -23,16 +23,10 @@ import numpy as np
 from gensim.models import Word2Vec
 
 from benchmarks.common import Benchmark, Option, Settings, mean_sd, ratio, run
-from lmbook.embeddings import (
-    Word2VecConfig,
-    WordVectors,
-    read_analogies,
-    read_similarities,
-    score_analogies,
-    score_similarity,
-    train_word2vec,
-)
-from lmbook.small_world import WORD, SmallWorld
+from lmbook.embeddings import Word2VecConfig, train_word2vec
+from lmbook.grammar import WORD
+from lmbook.small_world import SmallWorld
+from lmbook.word_vectors import WordVectors, read_analogies, read_similarities, score_analogies, score_similarity
 
 SETTINGS = {"dim": 100, "window": 5, "negative": 5, "min_count": 5, "subsample": 1e-3, "lr": 0.025}
 Text = list[list[str]]

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import Benchmark, Settings, best_of, memory, run
+from lmbook.grammar import WORD
 from lmbook.language_models import SMOOTHING, NGram, NGramConfig, Vocabulary, count_ngrams
 from lmbook.perplexity import evaluate, floor
-from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 
 ORDERS = range(1, 6)
 LSTM = {"perplexity": 332.6, "seconds": 401, "what": "pytorch/examples word_language_model, LSTM 2x200 tied, 4 epochs, same files"}

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+from lmbook.grammar import WORD
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 
 Write = Callable[[Path], None]
 
@@ -45,7 +46,19 @@ def enwiki_dump(folder: Path) -> None:
 
 
 def squad(folder: Path) -> None:
-    write(folder / "made-up.json", json.dumps({"data": [{"paragraphs": [{"context": text} for text in stories(20, split="valid")]}]}))
+    def answers(text: str) -> list[dict]: return [{"text": " ".join(text.split()[:k])} for k in (1, 2)]
+
+    paragraphs = [{"context": t, "qas": [{"question": "Who is it about?", "answers": answers(t)}]} for t in stories(20, split="valid")]
+    write(folder / "made-up.json", json.dumps({"data": [{"paragraphs": paragraphs}]}))
+
+
+def sts(folder: Path) -> None:
+    "Stories, each beside one that begins like it, and how much they share."
+    texts = stories(40)
+    begun = [" ".join(a.split()[: 2 * (i % 6)] + b.split()[:4]) for i, (a, b) in enumerate(zip(texts, texts[1:]))]
+    rows = [f"{i % 6}.0\t{a}\t{b}\n" for i, (a, b) in enumerate(zip(texts, begun))]
+    for name in ("2012_MSRpar", "2012_OnWN", "2013_headlines", "2014_headlines", "2014_images"):
+        write(folder / f"{name}.tsv", "".join(rows))
 
 
 def zhwiki(folder: Path) -> None: write(folder / "zhwiki_contexts.txt", "\n".join(stories(80, "zh")) + "\n")
@@ -89,9 +102,56 @@ def wnut17(folder: Path) -> None:
         write(folder / file, "\n".join(lines) + "\n")
 
 
+def sst2(folder: Path) -> None:
+    "Endings of stories, good or bad."
+    for split, n, name in (("train", 60, "train"), ("valid", 12, "dev"), ("test", 12, "test")):
+        rows = [(story.sentences[-1][0], int(story.sentiment == "positive")) for story in SmallWorld().documents(split, n)]  # type: ignore[arg-type]
+        write(folder / f"{name}.tsv", "".join(f"{text}\t{label}\n" for text, label in rows))
+
+
+def blimp(folder: Path) -> None:
+    "A verb that agrees with its subject, and one that does not."
+    rows = [{"sentence_good": f"The {noun}s are {word}.", "sentence_bad": f"The {noun}s is {word}.", "UID": "made_up_agreement"}
+            for noun in ("cat", "goat") for word in ("here", "small")]
+    write(folder / "made_up_agreement.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def winogender(folder: Path) -> None:
+    "Three occupations, one sentence each, in three versions."
+    jobs = ("cat", "mat", "rose")  # words that the made-up encoder knows
+    write(folder / "occupations-stats.tsv", "occupation\tbergsma_pct_female\tbls_pct_female\tbls_year\n"
+          + "".join(f"{job}\t{30 * i}\t{20 + 30 * i}\t2015\n" for i, job in enumerate(jobs)))
+    rows = [(f"{job}.customer.1.{gender}.txt", f"the {job} sits on a {word} .")
+            for job in jobs for gender, word in (("male", "cat"), ("female", "mat"), ("neutral", "rose"))]
+    write(folder / "all_sentences.tsv", "sentid\tsentence\n" + "".join(f"{name}\t{text}\n" for name, text in rows))
+
+
+def all_MiniLM_L6_v2(folder: Path) -> None: # noqa: N802 (the name of the model)
+    "A random encoder of BERT's layout and a tokenizer of whole words, as sentence encoders are stored."
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    from lmbook.pretrained import save_pretrained
+    from lmbook.transformer import Transformer, TransformerConfig
+
+    torch.manual_seed(0)
+    bert = {"kind": "encoder", "norm_first": False, "types": 2, "embed_norm": True, "head": "bert"}
+    model = Transformer(TransformerConfig(60, 16, 1, 2, context_length=24, **bert))
+    model.drop_scores()
+    save_pretrained(model, folder, "bert")
+    vocabulary = {word: i for i, word in enumerate(["[PAD]", "[UNK]", *"the cat sits on mat a yes rose again . ,".split()])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
 SETS: dict[str, Write] = {
     make.__name__: make
-    for make in (tinyshakespeare, wikitext2, enwiki_dump, squad, zhwiki, chinese_poetry, tatoeba_en_zh, sib200, word_similarity, wnut17)
+    for make in (
+        tinyshakespeare, wikitext2, enwiki_dump, squad, zhwiki, chinese_poetry, tatoeba_en_zh, sib200, word_similarity, wnut17,
+        sst2, winogender, all_MiniLM_L6_v2, sts, blimp,
+    )  # fmt: skip
 }
 
 

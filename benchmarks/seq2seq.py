@@ -32,6 +32,7 @@ from benchmarks.common import Benchmark, Settings, in_turns, ratio, run, spread
 from lmbook.batches import Examples
 from lmbook.core import evaluating, seed_everything
 from lmbook.generation import SamplingConfig, generate
+from lmbook.grammar import WORD
 from lmbook.seq2seq import (
     BOS_ID,
     EOS_ID,
@@ -44,7 +45,7 @@ from lmbook.seq2seq import (
     greedy_accuracy,
     receptive_field,
 )
-from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.training import TrainConfig, Trainer, mean_loss
 
 LETTERS = 8

@@ -13,7 +13,8 @@ from collections import deque
 from dataclasses import replace
 
 from benchmarks.common import Benchmark, Option, Settings, best_of, run
-from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig, expectations
+from lmbook.grammar import WORD, expectations
+from lmbook.small_world import SmallWorld, SmallWorldConfig
 
 AIM = 300_000  # English words per second
 WORLDS = {

@@ -25,6 +25,10 @@ from tools.notebooks import notebooks
 DIRECTIVE = re.compile(r"\s*#\s*\|(?P<text>.*)")
 NBVAL = re.compile(r"\s*#\s*(NBVAL_|PYTEST_VALIDATE_)")
 EXPORT = re.compile(r"exports?(\s+(?P<module>[\w.]+))?\s*$")
+GLOSSARY = "glossary"  # the notebook that explains the terms: a page of the reference, as the index is the first of all
+ENTRY = re.compile(r"^- \*\*(?P<term>[^*]+)\*\*[^(]*\((?P<chinese>[^)]*)\): (?P<says>.*?) \[[^\]]*\]\((?P<chapter>\w+)\.ipynb\)$", re.M)
+BOLD = re.compile(r"(?<!\[)\*\*(?P<term>[^*\n]+)\*\*")
+CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`|^#.*?$", re.M | re.S)  # no bold in these is a term: fences, code, headings
 
 
 def split_directives(source: str) -> tuple[list[str], str]:
@@ -72,6 +76,60 @@ def checked_claims(source: str) -> list[str]:
 def heading_anchor(text: str) -> str:
     "The anchor of a heading as JupyterLab makes it, so that a link within the book works there and on the site."
     return text.strip().replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Term:
+    "An entry of the glossary."
+
+    name: str  # as the chapters write it in bold, but for capitals and the s of a plural
+    chinese: str
+    says: str  # one sentence
+    chapter: str  # the notebook that explains it
+
+    @property
+    def anchor(self) -> str: return "term-" + re.sub(r"\W+", "-", self.name.casefold()).strip("-")
+
+
+def glossary(notebook: nbformat.NotebookNode) -> dict[str, Term]:
+    "The entries of the glossary, by their names in small letters."
+    found = [m for cell in notebook.cells if cell.cell_type == "markdown" for m in ENTRY.finditer(cell.source)]
+    return {m["term"].casefold(): Term(m["term"], m["chinese"], m["says"], m["chapter"]) for m in found}
+
+
+def term_of(words: str, terms: dict[str, Term]) -> Term | None:
+    "The entry for words in bold type: `Kneser-Ney.` and `embeddings` are terms as `Kneser-Ney` and `embedding` are."
+    name = words.strip(" .:,;").casefold()
+    return terms.get(name) or terms.get(name.removesuffix("s"))
+
+
+def bold(markdown: str) -> list[re.Match[str]]:
+    "What a Markdown cell sets in bold type, outside code and headings."
+    outside = CODE.sub(lambda m: " " * len(m[0]), markdown)
+    return list(BOLD.finditer(outside))
+
+
+def link_terms(chapter: Chapter, terms: dict[str, Term]) -> None:
+    "Link each term to its entry, where the chapter first sets it in bold; the entries themselves get the anchors."
+    linked: set[str] = set()
+
+    def link(found: re.Match[str]) -> str:
+        term = term_of(found["term"], terms)
+        if term is None or term.name in linked: return found[0]
+        linked.add(term.name)
+        says = html.escape(re.sub(r"[$*`]", "", term.says))
+        return f'<a class="reference internal term" href="{GLOSSARY}.html#{term.anchor}" title="{says}">{found[0]}</a>'
+
+    for cell in chapter.notebook.cells:
+        if cell.cell_type != "markdown": continue
+        if chapter.name == GLOSSARY:
+            cell.source = ENTRY.sub(lambda m: m[0].replace("- ", f'- <a id="{terms[m["term"].casefold()].anchor}"></a>', 1), cell.source)
+        else:
+            pieces, at = list[str](), 0
+            for match in bold(cell.source):
+                pieces += [cell.source[at : match.start()], link(match)]
+                at = match.end()
+            cell.source = "".join([*pieces, cell.source[at:]])
 
 
 def plain(markdown: str) -> str:
@@ -218,11 +276,11 @@ def toc(layout: dict[str, Any], chapters: list[Chapter], modules: list[str]) -> 
     "The table of contents for sphinx-external-toc: the chapters, in the order given, by the parts of their numbers; then the reference."
     entries: dict[str, list[dict[str, str]]] = {part["caption"]: [] for part in layout["parts"]}
     for c in chapters:
-        if c.name == layout["root"]: continue
+        if c.name in (layout["root"], GLOSSARY): continue
         if not c.number: raise ValueError(f"{c.name}.ipynb has no number, so it has no place in the book")
         entries[part_of(int(c.number), layout)].append({"file": c.name, "title": f"{int(c.number)}. {c.title}"})
     parts = [{"caption": caption, "chapters": rows} for caption, rows in entries.items() if rows]
-    reference: list[dict[str, Any]] = [{"file": "claims"}]
+    reference: list[dict[str, Any]] = [{"file": GLOSSARY}] * any(c.name == GLOSSARY for c in chapters) + [{"file": "claims"}]
     if modules: reference.append({"file": "api/index", "sections": [{"file": f"api/{m}", "title": m} for m in modules]})
     return {"format": "jb-book", "root": layout["root"], "parts": [*parts, {"caption": "Reference", "chapters": reference}]}
 
@@ -237,6 +295,8 @@ def write_sources(root: Path, layout: dict[str, Any], out: Path, package: str = 
     Sphinx reads again only what did.
     """
     chapters = [read_chapter(p, package) for p in notebooks(folder=root / "nbs")]
+    terms = next((glossary(c.notebook) for c in chapters if c.name == GLOSSARY), {})
+    for chapter in chapters: link_terms(chapter, terms)
     homes = {c.module: c for c in chapters if c.module}
     with (root / package / "data" / "claims.toml").open("rb") as f: claims = tomllib.load(f)["claim"]
     files: dict[str, str] = {f"{c.name}.ipynb": nbformat.writes(c.notebook) + "\n" for c in chapters}

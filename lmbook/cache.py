@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'GenerationError', 'KVCache', 'Reader', 'NextLogProbs', 'vocab_size_of', 'device_of', 'reader_of']
 
-# %% ../nbs/40_cache.ipynb #fcae5f9084
+# %% ../nbs/40_cache.ipynb #aa598987c7
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,21 +14,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .attention import Attention, LearnedPositions
+from .attention import Attention
 from .core import Check, LmbookError, TokenModel, check_task, scores_of
-from .networks import LayerNorm, RMSNorm
+from .deep_networks import LayerNorm, RMSNorm
+from .positions import LearnedPositions
 from .recurrent_lm import RecurrentLM
 from .seq2seq import Encoded, Seq2Seq
 from .transformer import Block, Embed, FeedForward, Memory, Stack, Transformer
 
-# %% ../nbs/40_cache.ipynb #5761f6b377
+# %% ../nbs/40_cache.ipynb #fe4a77c148
 class GenerationError(LmbookError):
     "Something about a prompt, a setting or a model that the user can mend. The message says what is wrong and what to do about it."
 
 
 _check = Check(GenerationError)
 
-# %% ../nbs/40_cache.ipynb #1bbde35ac1
+
 class _Layer:
     "The keys and values of one layer: an `lmbook.attention.Cache`. Where they go is the business of the KVCache."
 
@@ -161,7 +162,7 @@ class KVCache:
         stores = [x for layer in self._layers for x in (layer.k, layer.v) if x is not None]
         return sum(x.numel() * x.element_size() for x in stores)
 
-# %% ../nbs/40_cache.ipynb #9dc4c62eec
+# %% ../nbs/40_cache.ipynb #4f320f39c0
 _PLAIN_PARTS = {  # the exact types whose forward does the same at each call: a subclass may count, print or look at what it computes
     Transformer, Embed, Stack, Block, Attention, FeedForward, LearnedPositions, LayerNorm, RMSNorm, nn.Embedding, nn.Linear, nn.Dropout,
     nn.Identity, nn.ModuleList, nn.Sequential, nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh,
@@ -341,7 +342,7 @@ class _Steps:
         else: self.known[key] = tape.function(out, self.copies) if tape.same(known) else None
         return out
 
-# %% ../nbs/40_cache.ipynb #602c8e872c
+
 Rows = Sequence[Sequence[int]]  # texts as ids, of any lengths
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/83_cli.ipynb #1ddca88300
+# %% ../nbs/83_cli.ipynb #771d3fcba8
 import argparse
 import io
 import json
@@ -21,14 +21,15 @@ from . import __version__
 from .constraints import regex_constraint
 from .core import Check, LmbookError
 from .generation import SamplingConfig
-from .runs import Run, RunConfig, RunError, load_run, read_texts, sort_settings, train_run
+from .runs import Run, RunConfig, RunError, load_run, sort_settings, train_run
+from .sources import SourceConfig, read_texts
 from .tokenizer_files import load_tokenizer
 from .batches import write_tokens
 from .transformer import PRESETS
 
-# %% ../nbs/83_cli.ipynb #c313ef9079
+# %% ../nbs/83_cli.ipynb #385e89f8ef
 _DEFAULT = RunConfig()
-_BY = get_args(get_type_hints(RunConfig)["by"])
+_BY = get_args(get_type_hints(SourceConfig)["by"])
 _FOLDER = "of a run; or of a GPT-2 or Llama model with its tokenizer.json"
 _SHOWN = "(default: %(default)s)"
 _check = Check(RunError)
@@ -37,10 +38,10 @@ _check = Check(RunError)
 _READING = ("by", "column", "split", "encoding", "separator", "on_error")
 
 
-def _reading_options(command: argparse.ArgumentParser, split: str, text: bool = True) -> None:
+def _reading_options(command: argparse.ArgumentParser, split: str, text: bool = True, required: bool = True) -> None:
     add = command.add_argument
     sources = "files or folders (.txt .jsonl .csv .parquet ..., also .gz), a data set's name on the Hugging Face Hub, - for standard input"
-    if text: add("--text", nargs="+", required=True, metavar="SOURCE", help=sources)
+    if text: add("--text", nargs="+", required=required, metavar="SOURCE", help=sources)
     add("--by", default=_DEFAULT.by, choices=_BY, help=f"what in a plain text file is a document {_SHOWN}")
     add("--column", default=_DEFAULT.column, help=f"which field of a row is the text {_SHOWN}")
     add("--separator", metavar="CHARACTER", help="of columns in a table (default: a comma in .csv, a tab in .tsv)")
@@ -64,6 +65,10 @@ def _train_options(command: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=default.seed, help=_SHOWN)
     any_field = "any field of TransformerConfig or TrainConfig: d_model=256 lr=0.001 device=cpu dropout=0.1"
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", action="extend", help=any_field)
+    several = "processes that train together on this machine, one for each GPU, or CPU (on several machines: torchrun ... -m lmbook train)"
+    add("--processes", type=int, default=1, metavar="N", help=several)
+    shared = "how several processes share the work: ddp, each with the whole model; zero, fsdp: optimizer, or everything, in parts"
+    add("--strategy", default="ddp", choices=["ddp", "zero", "fsdp"], help=f"{shared} {_SHOWN}")
 
 
 def _generate_options(command: argparse.ArgumentParser) -> None:
@@ -88,9 +93,14 @@ def _generate_options(command: argparse.ArgumentParser) -> None:
 
 def _evaluate_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("folder", help=_FOLDER)
-    _reading_options(command, "test")
+    add("folder", nargs="?", help=f"{_FOLDER}; none where a task holds predictions")
+    _reading_options(command, "test", required=False)
     add("--megabytes", type=float, default=1.0, metavar="MB", help="of text at most (default: %(default)g)")
+    add("--task", metavar="FILE.jsonl", help="in place of a text: questions with choices or answers, one a line")
+    measures = "accuracy, accuracy-bytes, accuracy-characters, accuracy-neutral; or exact-match, f1, bleu, chrf, rougeL, ..."
+    add("--metric", nargs="+", action="extend", default=[], metavar="NAME", help=f"of a task: {measures} (default: by the kind of task)")
+    add("--shots", type=int, default=0, metavar="N", help=f"of a task: solved questions of the same file before each one {_SHOWN}")
+    add("--seed", type=int, default=0, help=f"of the draw of --shots {_SHOWN}")
     add("--json", action="store_true", help="print a line of JSON")
     add("--device", default="auto", help=_SHOWN)
 
@@ -104,7 +114,7 @@ def _tokenize_options(command: argparse.ArgumentParser) -> None:
     add("--ids", action="store_true", help="only the numbers")
     add("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
 
-# %% ../nbs/83_cli.ipynb #8a60eb6055
+# %% ../nbs/83_cli.ipynb #1e7a012bb8
 def _to_stderr(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
 
@@ -115,7 +125,7 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals: raise RunError(f"--set {pair}: write NAME=VALUE, without spaces.")
         try: found[name] = json.loads(value.replace("True", "true").replace("False", "false").replace("None", "null"))
-        except json.JSONDecodeError: found[name] = value
+        except (ValueError, RecursionError): found[name] = value
     return found
 
 
@@ -125,12 +135,31 @@ def _train(args: argparse.Namespace) -> None:
     )  # fmt: skip
     given: dict[str, Any] = {name: getattr(args, name) for name in names}
     config = RunConfig(text=tuple(args.text), **(given | sort_settings(_settings(args.set))))
-    run = train_run(config, args.out, _to_stderr)
+    _check.count("--processes", args.processes)
+    ranked = _world() > 1
+    if (ranked or args.processes > 1) and "-" in args.text: raise RunError("Standard input is for one process. Write the text to a file.")
+    if ranked:
+        from lmbook.data_parallel import ranks_of
+        from lmbook.distributed import join_ranks
+
+        with join_ranks() as me: run = train_run(config, args.out, _to_stderr, ranks_of(args.strategy))
+        if me.rank: return
+    elif args.processes > 1:
+        from lmbook.cluster import launch
+
+        return launch(["-m", "lmbook", *args.words], args.processes)
+    else: run = train_run(config, args.out, _to_stderr)
     result = run.info["result"]
     beside = f" (a 5-gram model: {five:.3f})" if (five := result.get("bits_per_byte_of_5-gram")) else ""
     print(f"held-out text: {result['bits_per_byte']:.3f} bits per byte{beside}, perplexity {result['perplexity']:.1f}")
     print(f"{run.folder}: model, tokenizer, log, curve.png, README.md")
     print(f'now:  lmbook generate {shlex.quote(str(run.folder))} --prompt "..."')
+
+
+def _world() -> int:
+    "How many processes run this command together, by torchrun."
+    world = os.environ.get("WORLD_SIZE", "")
+    return int(world) if world.isdecimal() else 1
 
 
 def _standard_input() -> str:
@@ -174,9 +203,42 @@ def _generate(args: argparse.Namespace) -> None:
         print()
 
 
+def _ask(args: argparse.Namespace) -> None:
+    "Score a model on a task, or predictions that stand in its file."
+    from lmbook.tasks import by_kind, few_shot, read_task, run_task
+
+    items = read_task(args.task)
+    _check.count("--shots", args.shots, 0)
+    if args.shots: items = few_shot(items, items, args.shots, seed=args.seed)
+    run = load_run(args.folder, args.device) if args.folder else None
+    scores = run_task(items, args.metric, *((run.model, run.tokenizer) if run else ()))
+    kinds = {
+        name: by_kind(score, items) for name, score in scores.items() if name.startswith("accuracy") and len({i.kind for i in items}) > 1
+    }  # fmt: skip
+    if args.json:
+        rows = [{"metric": name, **_facts(score)} for name, score in scores.items()]
+        for row in rows: row["kinds"] = {kind: _facts(score) for kind, score in kinds.get(row["metric"], {}).items()}
+        print(json.dumps({"task": args.task, "scores": rows}))
+        return
+    for name, score in scores.items():
+        chance = f"   by guessing {score.details['chance']:.4f}" if "chance" in score.details else ""
+        print(f"{name:<22}{score.value:10.4f} ± {score.error:.4f}   n={score.n:,}{chance}")
+        for kind, part in kinds.get(name, {}).items(): print(f"  {kind:<20}{part.value:10.4f} ± {part.error:.4f}   n={part.n:,}")
+
+
+def _facts(score: Any) -> dict[str, Any]:
+    "What a program reads of a score. JSON knows no NaN."
+    found = score.as_dict()
+    return {name: None if isinstance(value, float) and value != value else value for name, value in found.items()}
+
+
 def _evaluate(args: argparse.Namespace) -> None:
+    if bool(args.text) == bool(args.task): raise RunError("Give --text, to score a model on a text, or --task, to ask it questions.")
+    if args.task: return _ask(args)
+    if args.metric or args.shots: raise RunError("--metric and --shots go with --task. A text is scored by its probability.")
+    if not args.folder: raise RunError("Which model? Give the folder of a run, as in: lmbook evaluate runs/novel --text other.txt")
     run = load_run(args.folder, args.device)
-    config = RunConfig(text=tuple(args.text), megabytes=args.megabytes, **{name: getattr(args, name) for name in _READING})
+    config = SourceConfig(tuple(args.text), megabytes=args.megabytes, **{name: getattr(args, name) for name in _READING})
     score = run.evaluate(read_texts(config, _to_stderr))
     if args.json:
         names = ("documents", "bytes", "tokens", "loss", "perplexity", "bits_per_character", "bits_per_byte")
@@ -193,7 +255,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _tokenize(args: argparse.Namespace) -> None:
     if args.file and args.text is not None: raise RunError("A text and --file together: which of them is meant? Give one.")
     tokenizer = load_tokenizer(args.tokenizer)
-    if args.file: texts = read_texts(RunConfig(text=(args.file,), **{name: getattr(args, name) for name in _READING}), _to_stderr)
+    if args.file: texts = read_texts(SourceConfig((args.file,), **{name: getattr(args, name) for name in _READING}), _to_stderr)
     else: texts = [_standard_input() if args.text in (None, "-") else args.text]
     rows = [tokenizer.encode(text) for text in texts]
     ids = [id for row in rows for id in row]
@@ -204,7 +266,7 @@ def _tokenize(args: argparse.Namespace) -> None:
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     _to_stderr(f"{len(ids):,} tokens, {characters:,} characters, {size:,} bytes: {size / max(1, len(ids)):.2f} bytes a token")
 
-# %% ../nbs/83_cli.ipynb #ce0b995758
+# %% ../nbs/83_cli.ipynb #150bcafa92
 _COMMANDS = {  # name: what it does, an example, its options, and the function that does it
     "train": (
         "train a model on a text",
@@ -219,7 +281,13 @@ _COMMANDS = {  # name: what it does, an example, its options, and the function t
         _generate_options,
         _generate,
     ),
-    "evaluate": ("score a model on a text", "lmbook evaluate runs/novel --text other.txt", _evaluate_options, _evaluate),
+    "evaluate": (
+        "score a model on a text, or on questions",
+        "lmbook evaluate runs/novel --text other.txt\n"
+        "              lmbook evaluate runs/novel --task exam.jsonl --metric accuracy accuracy-bytes",
+        _evaluate_options,
+        _evaluate,
+    ),
     "tokenize": (
         "show how a text is cut into tokens",
         'lmbook tokenize runs/novel "It was a dark night."',
@@ -249,6 +317,8 @@ def _parser() -> argparse.ArgumentParser:
 def _check_words(args: argparse.Namespace) -> None:
     "A text that is not UTF-8 no tokenizer can read. (Names of files may be anything.)"
     for name, value in vars(args).items():
+        if value == [] and name not in ("set", "stop", "metric"):
+            raise RunError(f"--{name.replace('_', '-')}=-- says nothing. Give a value.")
         if name in ("folder", "tokenizer", "out", "file"): continue
         for word in value if isinstance(value, list) else [value]:
             try: str(word).encode()
@@ -286,7 +356,10 @@ def main(
         if more: parser.error(f"unrecognized arguments: {' '.join(more)}")
     except SystemExit as done: return int(done.code or 0)
     *_, do = _COMMANDS[args.command]
+    args.words = list(sys.argv[1:] if argv is None else argv)
     try:
+        if args.command != "train" and _world() > 1:
+            raise RunError(f"lmbook {args.command} runs in one process, and a launcher started {_world()}: start it by itself.")
         _check_words(args)
         do(args)
     except SystemExit as done: return int(done.code or 0)  # told to end (SIGTERM), it has saved
@@ -298,6 +371,10 @@ def main(
         return 0
     except LmbookError as error:
         if os.environ.get("LMBOOK_DEBUG"): raise
+        if os.environ.get("LMBOOK_LAUNCHED") and _world() > 1:
+            from lmbook.cluster import report
+
+            if report(error): return 1  # the command that started this process says it, once
         print(f"lmbook: {_as_options(' '.join(str(error).split())) or type(error).__name__}", file=sys.stderr)
         return 1
     return 0

@@ -72,7 +72,7 @@ def similarity(
     blocks = np.array_split(pairs, len(pairs) // block + 1)
     return np.concatenate([np.empty(0), *((signatures[b[:, 0]] == signatures[b[:, 1]]).mean(axis=1) for b in blocks)])
 
-# %% ../nbs/13_duplicates.ipynb #e5c28e7628
+# %% ../nbs/13_duplicates.ipynb #698ca40b81
 @overload
 def collision(j: float, bands: int, rows: int) -> float: ...
 @overload
@@ -92,6 +92,7 @@ def bands_for(
     found: float = 0.99,  # the share of pairs of just that similarity that must become candidates
 ) -> tuple[int, int]: # bands, rows
     "The longest bands with which pairs at the threshold are found: false candidates only cost a comparison, missed ones are lost."
+    _check.count("permutations", permutations)
     _check.that(0 < threshold <= 1, f"A threshold is a similarity above 0 and up to 1, not {threshold}.")
     rows = max((r for r in range(1, permutations + 1) if collision(threshold, permutations // r, r) >= found), default=1)
     return permutations // rows, rows
@@ -105,6 +106,7 @@ def candidate_pairs(
 ) -> np.ndarray: # (pairs, 2): row numbers, the smaller first, sorted by the larger one
     "Pairs of texts that agree in at least one band."
     n, there = signatures.shape
+    for name, value, least in (("bands", bands, 1), ("rows", rows, 1), ("reach", reach, 0)): _check.count(name, value, least)
     found = [np.empty(0, np.int64)]
     _check.that(bands * rows <= there, f"{bands} bands of {rows} need {bands * rows} numbers; the signatures have {there}.")
     for band in range(bands):

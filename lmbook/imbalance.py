@@ -88,7 +88,7 @@ def mark_missing(batch: Columns, name: str = "text", mark: str = "<missing>", mi
     "A step for `lmbook.cleaning`: put a mark where a text field is missing, so that a model can tell nothing from something short."
     return {**batch, name: [mark if missing(value) else value for value in column(batch, name)]}
 
-# %% ../nbs/14_imbalance.ipynb #960c709974
+# %% ../nbs/14_imbalance.ipynb #0291d922a8
 def oversample(y: Sequence[Any], rng: np.random.Generator) -> np.ndarray: # row numbers, shuffled; rows of rare classes occur more than once
     "Rows such that all classes are as frequent as the most frequent one: every row once, then random repetitions."
     labels = np.asarray(y, dtype=object)
@@ -101,6 +101,7 @@ def undersample(y: Sequence[Any], rng: np.random.Generator) -> np.ndarray: # row
     "Rows such that all classes are as frequent as the rarest one: a random choice of the others."
     labels = np.asarray(y, dtype=object)
     counts = Counter(labels)
+    if not counts: return np.empty(0, np.int64)
     return rng.permutation(np.concatenate([rng.choice(np.flatnonzero(labels == c), min(counts.values()), replace=False) for c in counts]))
 
 

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['ShardFormat', 'SHARD_FORMATS', 'clean', 'verify_manifest', 'read_shards', 'funnel', 'Mark']
 
-# %% ../nbs/19_shards.ipynb #e6ade806b7
+# %% ../nbs/19_shards.ipynb #2017db0691
 import csv
 import hashlib
 import io
 import json
+import os
 import platform
 import re
 import shutil
@@ -17,7 +18,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from itertools import islice
 from multiprocessing import get_context
@@ -29,7 +30,7 @@ import numpy as np
 
 from . import __version__
 from .cleaning import CleaningError, Columns, CorpusStep, Step, apply_steps, column, drop, step_name
-from .core import Check, write_whole
+from .core import Check, claim, write_whole
 from .corpora import Corpus, Record, read_corpus
 
 if TYPE_CHECKING: import pyarrow
@@ -108,7 +109,7 @@ def _encode(table: "pyarrow.Table", form: ShardFormat) -> bytes:
     lines.writerows([field(v) for v in row.values()] for row in rows)
     return text.getvalue().encode()
 
-# %% ../nbs/19_shards.ipynb #0bbc87cb7a
+# %% ../nbs/19_shards.ipynb #f31f68797e
 _HALF = re.compile(r"\.(part-\d{5}\.\w+|manifest\.json)\..+")  # how `write_whole` calls a shard or manifest that is not complete
 
 
@@ -120,6 +121,7 @@ class _Run:
     steps: Sequence[Step]
     form: ShardFormat
     shard_size: int
+    holds: list[object] = field(default_factory=list)  # the folder, as long as this lives: nobody else writes into it
 
     @property
     def work(self) -> Path: return self.out / _UNFINISHED
@@ -140,8 +142,11 @@ class _Run:
         "Look at what is in the folder. A CleaningError if it is not ours, or made otherwise."
         if self.out.exists() and not self.out.is_dir(): raise CleaningError(f"{self.out} is a file. Give the name of a folder.")
         manifest, marker, mine = self.out / _MANIFEST, self.work / "settings.json", json.loads(json.dumps(self.settings()))
+        try: self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as why: raise CleaningError(f"{self.out} cannot be made: {why.strerror}. Give another folder.") from why
+        self.holds.append(claim(self.out, "cleaning into", CleaningError))
         if manifest.exists(): theirs = verify_manifest(self.out)
-        elif marker.exists(): theirs = json.loads(marker.read_text(encoding="utf-8"))
+        elif marker.exists(): theirs = _noted(marker)
         else:
             if self.out.exists() and any(p.name != _UNFINISHED for p in self.out.iterdir()):
                 raise CleaningError(f"The folder {self.out} holds files, and no manifest of ours. "
@@ -185,10 +190,26 @@ def _chunk_hash(records: list[Record]) -> str:
 def _read_chunk(path: Path) -> "pyarrow.Table":
     import pyarrow as pa
 
-    with pa.OSFile(str(path)) as file: return pa.ipc.open_file(file).read_all()
+    try:
+        with pa.OSFile(str(path)) as file: table = pa.ipc.open_file(file).read_all()
+        table.validate(full=True)
+    except (pa.ArrowException, OSError) as error: raise _damaged(path, error) from error
+    return table
 
 
 def _about(table: "pyarrow.Table") -> dict[str, Any]: return json.loads(table.schema.metadata[b"lmbook"])
+
+
+def _damaged(path: Path, error: Exception) -> CleaningError:
+    return CleaningError(f"{path} is damaged ({type(error).__name__}). Delete the folder {path.parent.parent} and clean anew.")
+
+
+def _noted(path: Path) -> dict[str, Any]:
+    "What a run has noted in its own folder. Raises CleaningError where that is damaged."
+    try:
+        if isinstance(noted := json.loads(path.read_text(encoding="utf-8")), dict): return noted
+        raise TypeError(f"{type(noted).__name__} where names and values should be")
+    except (OSError, ValueError, TypeError, RecursionError) as error: raise _damaged(path, error) from error
 
 
 def _process(
@@ -247,11 +268,14 @@ def clean(
     """
     _check.choice("format", format, SHARD_FORMATS)
     _check.count("shard_size", shard_size)
+    _check.that(shard_size < 1 << 31, f"shard_size={shard_size}: no memory holds so many records at a time.")
     _check.count("workers", workers)
     again = iter(corpus) is not corpus
     _check.that(again, "This corpus can be read only once. Give a list, or a Corpus, so that a run can be taken up again.")
     run = _Run(Path(out), list(steps), format, shard_size)
-    finished = run.open()
+    try: finished = run.open()
+    except CleaningError: raise
+    except (OSError, ValueError) as error: raise CleaningError(f"{out} cannot be used as a folder: {error}.") from error
     if workers == 1: return _clean(run, corpus, finished, map)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool: return _clean(run, corpus, finished, pool.map)
 
@@ -278,7 +302,7 @@ def _clean(
         shutil.rmtree(run.work, ignore_errors=True)
         if finished["input"]["sha256"] != total: raise _other_corpus(run.out)
         return finished
-    if complete >= 0 and (run.work / f"{complete}.done").read_text(encoding="utf-8") != total: raise _other_corpus(run.out)
+    if complete >= 0 and (run.work / f"{complete}.done").read_bytes() != total.encode(): raise _other_corpus(run.out)
     if complete < 0 and run.path(0, len(digests)).exists(): raise _other_corpus(run.out)  # it had more records then
     for s in range(max(complete, 0), len(stages)):
         if s > complete and s > 0:
@@ -306,14 +330,14 @@ def _other_corpus(out: Path) -> CleaningError:
     what = f"The folder {out} was made from another corpus, or this one has changed since"
     return CleaningError(f"{what}. Give another folder, or delete this one.")
 
-# %% ../nbs/19_shards.ipynb #bf58f1c81e
+# %% ../nbs/19_shards.ipynb #05362cfb16
 def _write_shards(run: _Run, n_chunks: int, digest: str) -> dict[str, Any]:
     "Gather the living rows into shards, then write the manifest."
     import pyarrow as pa
     import pyarrow.compute as pc
 
     last, about = len(run.stages()) - 1, list[dict[str, Any]]()
-    for s in range(last): about += [json.loads((run.work / f"{s}-{n:06}.counts").read_text(encoding="utf-8")) for n in range(n_chunks)]
+    for s in range(last): about += [_noted(run.work / f"{s}-{n:06}.counts") for n in range(n_chunks)]
     schemas = []
     for n in range(n_chunks):
         table = _read_chunk(run.path(last, n))
@@ -359,19 +383,21 @@ def _write_shards(run: _Run, n_chunks: int, digest: str) -> dict[str, Any]:
     shutil.rmtree(run.work, ignore_errors=True)
     return json.loads(json.dumps(manifest))
 
-# %% ../nbs/19_shards.ipynb #c22a13b2fe
+# %% ../nbs/19_shards.ipynb #577dc159d8
 def verify_manifest(folder: str | Path) -> dict[str, Any]: # the manifest
     "Check every shard of a folder against its manifest. A CleaningError says what is missing, changed or too much."
     folder = Path(folder)
     path = folder / _MANIFEST
-    if not path.exists():
-        begun = (folder / _UNFINISHED).exists()
+    if not os.path.exists(path):  # which says False where a name is too long, or impossible
+        begun = os.path.exists(folder / _UNFINISHED)
         hint = " There is unfinished work in it: run clean again, with the same steps, to finish." if begun else ""
         raise CleaningError(f"There is no {_MANIFEST} in {folder}.{hint}")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         expected = {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
-    except (ValueError, KeyError, TypeError) as error:
+        if odd := [name for name in expected if not re.fullmatch(r"part-\d{5,}\.\w+", name)]: raise ValueError(f"{odd[0]!r} is no shard")
+        str(manifest["input"]["sha256"]), funnel(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CleaningError(f"{path} is damaged ({type(error).__name__}: {error}). Make the folder anew.") from error
     for name, digest in expected.items():
         if not (folder / name).exists(): raise CleaningError(f"{folder}: the shard {name} is missing, which the manifest lists.")
@@ -394,12 +420,14 @@ def read_shards(folder: str | Path) -> Corpus:
 
 def funnel(manifest: Mapping[str, Any]) -> list[tuple[str, int]]: # what a step is called, and how many records are left after it
     "The records that came in, and what each step that dropped any has left."
-    left = manifest["input"]["records"]
-    rows = [("crawled", left)]
-    for entry in manifest["dropped"]:
-        if not (n := sum(entry["reasons"].values())): continue
-        left -= n
-        rows.append((entry["step"], left))
+    try:
+        left = manifest["input"]["records"] + 0
+        rows = [("crawled", left)]
+        for entry in manifest["dropped"]:
+            if not (n := sum(entry["reasons"].values())): continue
+            left -= n
+            rows.append((entry["step"], left))
+    except (KeyError, TypeError, AttributeError) as error: raise CleaningError("This is no manifest that clean has returned.") from error
     return rows
 
 # %% ../nbs/19_shards.ipynb #a32ddccba9

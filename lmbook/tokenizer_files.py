@@ -6,7 +6,7 @@
 __all__ = ['ModelType', 'viterbi', 'expected_counts', 'train_unigram', 'wordpiece', 'SentencePieceTokenizer', 'spell',
            'ngram_cost', 'HuggingFaceTokenizer', 'load_tokenizer', 'tokenizer_from_bytes']
 
-# %% ../nbs/18_tokenizer_files.ipynb #5b0bbc0204
+# %% ../nbs/18_tokenizer_files.ipynb #26da311d26
 import hashlib
 import itertools
 import json
@@ -20,13 +20,13 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
-from .core import Check, optional
+from .core import Check, optional, usable_path
 from .corpora import Span
 from .tokenization import BOS, BPE, BYTE_LETTERS, EOS, PAD, SPECIALS, UNK, Tokenizer, TokenizerError, WordTokenizer, utf8
 
 _check = Check(TokenizerError)
 
-# %% ../nbs/18_tokenizer_files.ipynb #5c6962e230
+# %% ../nbs/18_tokenizer_files.ipynb #ae9c9c0408
 def viterbi(
     word: str,
     log_p: Mapping[str, float],  # log-probability of each piece
@@ -79,6 +79,8 @@ def train_unigram(
 
     Small and plain: SentencePiece finds its first pieces with a suffix array, and estimates with a prior that favours few pieces.
     """
+    if not any(words): raise TokenizerError("There are no words to find pieces in. Give some text.")
+    if not 0 < shrink < 1: raise TokenizerError(f"shrink={shrink!r} must be above 0 and below 1: it is the share that survives.")
     seed: Counter[str] = Counter()
     for word, n in words.items():
         for s in range(len(word)):
@@ -128,7 +130,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/18_tokenizer_files.ipynb #4b9e4c4bab
+# %% ../nbs/18_tokenizer_files.ipynb #91d2d12dc0
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -177,6 +179,7 @@ class SentencePieceTokenizer(Tokenizer):
         if isinstance(model, (str, Path)):
             raise TokenizerError("This takes the content of a .model file; for its path there is SentencePieceTokenizer.load.")
         self._model = bytes(model)
+        if not model: raise TokenizerError(f"{name}: the file is empty. Fetch it again.")
         try: self._sp = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             raise TokenizerError(
@@ -326,7 +329,7 @@ def _advice(message: str, vocab_size: int) -> TokenizerError:
         return TokenizerError("There is no text to learn from. An iterator that was read before is empty; pass a list or a Corpus' texts.")
     return TokenizerError(f"SentencePiece: {message}")
 
-# %% ../nbs/18_tokenizer_files.ipynb #4b63d1204d
+# %% ../nbs/18_tokenizer_files.ipynb #736ef621ad
 def spell(
     units: Iterable[str],  # words or characters
     known: Iterable[str],  # the vocabulary, a set
@@ -338,7 +341,7 @@ def spell(
     spelled = []
     for unit in units:
         for part in [unit] if unit in known else unit:
-            spelled += [part] if part in known else [f"<0x{byte:02X}>" for byte in part.encode()]
+            spelled += [part] if part in known else [f"<0x{byte:02X}>" for byte in utf8(part)]
     return spelled
 
 
@@ -372,7 +375,7 @@ def ngram_cost(
             nats -= math.log(p)
     return nats
 
-# %% ../nbs/18_tokenizer_files.ipynb #f5800ba0b8
+# %% ../nbs/18_tokenizer_files.ipynb #7bddd88217
 _GROWTH = 1000  # so many times as long may the rules of a file make a text; those of real ones hardly double it
 
 
@@ -573,7 +576,7 @@ def load_tokenizer(
     path: str | Path,  # a SentencePiece .model, a tokenizer.json, a vocab.txt, a vocab.json beside its merges.txt, or their folder
 ) -> Tokenizer:
     "Read a tokenizer from a file, whoever wrote it. TokenizerError if there is none, or if it is damaged."
-    path = Path(path)
+    path = usable_path(path, TokenizerError)
     if path.is_dir():
         found = [p for name in ("tokenizer.json", "*.model", "vocab.txt", "vocab.json") for p in sorted(path.glob(name))]
         if not found: raise TokenizerError(f"{path}: no tokenizer.json and no *.model in this folder. (Nor a vocab.txt or vocab.json.)")

@@ -25,9 +25,10 @@ from lmbook.alignment import AttentionDecoder
 from lmbook.batches import IGNORE, Batch, Batches, Examples
 from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, tag_loss
 from lmbook.checkpoints import load_state, load_weights, save_checkpoint, save_weights
+from lmbook.deep_networks import NeuralNGram, NeuralNGramConfig
+from lmbook.experts import MoEConfig, with_experts
 from lmbook.generation import SamplingConfig, beam_search, generate, stream
 from lmbook.language_models import NGram, NGramConfig
-from lmbook.networks import NeuralNGram, NeuralNGramConfig
 from lmbook.perplexity import evaluate
 from lmbook.pretrained import load_pretrained, save_pretrained
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
@@ -46,7 +47,7 @@ GREEDY = SamplingConfig(max_new_tokens=5, temperature=0)
 LONG = SamplingConfig(max_new_tokens=CONTEXT + 8, temperature=0)  # beyond the context of a Transformer
 
 
-TRANSFORMERS = ("decoder", "encoder", "encoder-decoder")
+TRANSFORMERS = ("decoder", "encoder", "encoder-decoder", "experts")
 
 
 def endless(config: SamplingConfig) -> SamplingConfig:
@@ -118,6 +119,14 @@ def _transformer(kind: Any, variant: str, *layouts: str, **changes: Any) -> Spec
     )  # fmt: skip
 
 
+def _experts(top_k: int) -> Spec:
+    def build(p: float) -> nn.Module:
+        config = TransformerConfig(V, dropout=p, **{**models.SIZES, **models.VARIANTS["llama"]})
+        return with_experts(Transformer(config), MoEConfig(4, top_k))
+
+    return Spec(f"experts-{top_k}", "experts", build, tied=("out.weight", "embed.tokens.weight"))
+
+
 def _seq2seq(name: str, looks: bool = False, **fields: Any) -> Spec:
     def build(p: float) -> Seq2Seq:
         config = Seq2SeqConfig(SOURCE, V, 12, 16, dropout=p, **fields)
@@ -144,6 +153,8 @@ MODELS = (
     _transformer("decoder", "alibi", n_head=16),  # so many that slopes are no round numbers
     _transformer("decoder", "window"),
     _transformer("decoder", "bare"),
+    _experts(1),
+    _experts(2),
     _transformer("encoder", "gpt2"),
     _transformer("encoder", "bert", "bert"),
     _transformer("encoder", "llama"),
@@ -163,6 +174,7 @@ MODELS = (
 )
 PARTS = {  # modules that take ids, but are no models by themselves
     "Embed": "the vectors of a Transformer", "Decoder": "half of a Seq2Seq", "AttentionDecoder": "half of a Seq2Seq",
+    "Classifier": "scores classes, not tokens",
 }  # fmt: skip
 
 _NO_NEXT, _ONE_ROW, _TAGS = "it has no next token", "`speculative` takes no source", "it scores tags, not tokens"
@@ -173,8 +185,8 @@ REASONS: dict[str, dict[str, str]] = {  # of each consumer: the families that ta
     **{name: {"encoder": _NO_NEXT, "tagger": _TAGS} for name in ("generate", "stream", "beam_search")},
     "speculative": {"encoder": _NO_NEXT, "encoder-decoder": _ONE_ROW, "seq2seq": _ONE_ROW, "tagger": _TAGS},
     "unmask": {
-        "table": _LEFT, "plain": _LEFT, "recurrent": _LEFT, "decoder": _LEFT, "encoder-decoder": _BLANKS, "seq2seq": _BLANKS,
-        "tagger": _TAGS,
+        "table": _LEFT, "plain": _LEFT, "recurrent": _LEFT, "decoder": _LEFT, "experts": _LEFT, "encoder-decoder": _BLANKS,
+        "seq2seq": _BLANKS, "tagger": _TAGS,
     },
     "mean_loss": {"table": _COUNTED},
     "fit": {"table": _COUNTED},
@@ -185,16 +197,16 @@ REASONS: dict[str, dict[str, str]] = {  # of each consumer: the families that ta
     "weights": {"table": "it has arrays, and a file of its own"},
     "checkpoint": {"table": "it has arrays, and a file of its own"},
     "pretrained": {
-        name: "only a Transformer has a config.json"
-        for name in ("table", "plain", "recurrent", "seq2seq", "tagger")
+        name: "only a plain Transformer has a config.json"
+        for name in ("table", "plain", "recurrent", "seq2seq", "tagger", "experts")
     },
     "own file": {
         name: "it is saved by save_weights"
-        for name in ("plain", "recurrent", "decoder", "encoder", "encoder-decoder", "seq2seq", "tagger")
+        for name in ("plain", "recurrent", *TRANSFORMERS, "seq2seq", "tagger")
     },
     # methods of one family
-    "greedy_accuracy": {f: "for a Seq2Seq" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "tagger")},
-    "predict": {f: "a method of Tagger" for f in ("table", "plain", "recurrent", "decoder", "encoder", "encoder-decoder", "seq2seq")},
+    "greedy_accuracy": {f: "for a Seq2Seq" for f in ("table", "plain", "recurrent", *TRANSFORMERS, "tagger")},
+    "predict": {f: "a method of Tagger" for f in ("table", "plain", "recurrent", *TRANSFORMERS, "seq2seq")},
 }  # fmt: skip
 RUNS = (
     "evaluate", "generate", "stream", "beam_search", "speculative", "unmask", "mean_loss", "fit",

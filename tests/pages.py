@@ -20,6 +20,7 @@ import tools.notebooks
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 PREFACE = "index"  # stands before chapter 00
+UNNUMBERED = {PREFACE, "glossary"}
 
 
 def syntax(source: str) -> ast.Module:

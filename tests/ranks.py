@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import datetime
 import json
 import os
@@ -17,10 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from lmbook.batches import IGNORE, Batch, Examples
-from lmbook.checkpoints import CheckpointError, Checkpoints
+from lmbook.batches import Batch, Examples
+from lmbook.checkpoints import Checkpoints
+from lmbook.data_parallel import DataParallel
 from lmbook.training import JsonLog, Ranks, TrainConfig, Trainer, TrainingError
 
 V, WORLD = 30, 2
@@ -28,42 +26,6 @@ V, WORLD = 30, 2
 PLAIN: dict[str, Any] = {
     "optimizer": "sgd", "lr": 0.5, "weight_decay": 0.0, "clip": None, "schedule": "constant", "accumulate": 1, "epochs": 2,
 }  # fmt: skip
-
-
-class Gloo(Ranks):
-    "The seams of the Trainer, by distributed data parallel."
-
-    def __init__(self) -> None: self.rank, self.world = dist.get_rank(), dist.get_world_size()
-
-    def share(self, batch: Batch) -> Batch:
-        rows = list(range(self.rank, len(batch.ids), self.world))
-        mine = copy.copy(batch)
-        for name, value in vars(batch).items():
-            if isinstance(value, Tensor): setattr(mine, name, value[rows or [0]])
-        if not rows: mine.targets = torch.full_like(mine.targets, IGNORE)
-        mine.tokens = int((mine.targets != IGNORE).sum())
-        return mine
-
-    def join(self, model: nn.Module) -> Any: return DistributedDataParallel(model)
-
-    def hold(self, forward: Any, last: bool) -> Any: return contextlib.nullcontext() if last else forward.no_sync()
-
-    def total(self, *values: Any) -> tuple[Any, ...]:
-        sums = torch.tensor([float(v) for v in values], dtype=torch.float64)
-        dist.all_reduce(sums)
-        return tuple(s if isinstance(v, Tensor) else type(v)(s) for v, s in zip(values, sums))
-
-    def agree(self, value: Any) -> Any:
-        said: list[Any] = [None] * self.world
-        dist.all_gather_object(said, value)
-        return next((v for v in said if v), value)
-
-    def write(self, action: Callable[[], Any]) -> None:
-        problem = ""
-        if not self.rank:
-            try: action()
-            except CheckpointError as error: problem = str(error)
-        if problem := self.agree(problem): raise CheckpointError(problem)
 
 
 class Model(nn.Module):
@@ -126,7 +88,7 @@ def main(folder: Path, rank: int) -> dict[str, Any]:
     store = f"file://{folder}/store" if os.name != "nt" else f"file:///{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=WORLD, timeout=datetime.timedelta(seconds=120))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    ranks, out, touched = Gloo(), {}, []
+    ranks, out, touched = DataParallel(), {}, []
 
     def heard(event: str, arguments: tuple[Any, ...]) -> None:
         writes = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir") or (

@@ -20,19 +20,19 @@ from lmbook.attention import (
     AttentionConfig,
     AttentionError,
     AttentionPositions,
-    LearnedPositions,
     Rotary,
     alibi_bias,
     alibi_slopes,
     attention,
     attention_weights,
     causal_mask,
-    online_attention,
+    check_attention,
     padding_mask,
     segment_mask,
-    sinusoidal,
 )
-from lmbook.networks import gradient_check, init_weights
+from lmbook.deep_networks import init_weights
+from lmbook.networks import gradient_check
+from lmbook.positions import LearnedPositions, online_attention, sinusoidal
 
 
 def make(B=2, H=4, H_kv=2, T=5, S=7, d=8, e=6, grad=False):
@@ -387,12 +387,13 @@ BAD = [
     (lambda: Rotary(8)(torch.randn(2, 1, 3, 8), torch.zeros(3, 3)), "Positions for 3x3 tokens do not fit"),
     (lambda: Rotary(8).at(torch.tensor(3)), "Positions have the shape"),
     (lambda: sinusoidal(5, 7), "d=7 must be even"),
-    (lambda: LearnedPositions(8, 4)(torch.tensor([3, 8])), "Place 8 has no vector: the table runs from 0 to 7"),
-    (lambda: LearnedPositions(8, 4)(torch.tensor([-1])), "Place -1 has no vector"),
+    (lambda: LearnedPositions(8, 4)(torch.tensor([3, 8])), "Position 8 has no vector: the table runs from 0 to 7"),
+    (lambda: LearnedPositions(8, 4)(torch.tensor([-1])), "Position -1 has no vector"),
+    (lambda: LearnedPositions(8, 4)(-2), "positions=-2 must be a whole number, at least 0"),
     (lambda: alibi_slopes(0), "n_head=0"),
-    (lambda: causal_mask(5, 3), "T=5 queries that begin at place -2 of S=3 keys"),
+    (lambda: causal_mask(5, 3), "T=5 queries that begin at position -2 of S=3 keys"),
     (lambda: causal_mask(3, window=0), "window=0 must be a whole number, at least 1"),
-    (lambda: padding_mask(torch.tensor([3, 4])), "say to how many places"),
+    (lambda: padding_mask(torch.tensor([3, 4])), "say to how many positions"),
     (lambda: padding_mask(torch.tensor([3, 4]), 3), "Lengths run from 3 to 4, but rows have S=3"),
     (lambda: padding_mask(torch.tensor([1.5]), 3), "lengths in whole numbers"),
     (lambda: segment_mask(torch.tensor([1, 2])), "Segments have the shape"),
@@ -405,14 +406,16 @@ BAD = [
     (lambda: attention(q, k, v, torch.ones(2, 7).bool()), r"A mask of shape \(2, 7\) does not fit scores \(2, 4, 5, 7\)"),
     (lambda: attention(q, k, v, torch.ones(5, 7).int()), "not torch.int32. Say mask.bool"),
     (lambda: attention(k, q[:, :1], q[:, :1], causal=True), "7 queries and only 5 keys"),
+    (lambda: check_attention(k, q[:, :1], q[:, :1], causal=True), "7 queries and only 5 keys"),
+    (lambda: check_attention(q, k, v, torch.ones(2, 7).bool()), "does not fit scores"),
     (lambda: online_attention(q, k, v, block=0), "block=0"),
     (lambda: online_attention(q, k, v, torch.ones(9, 7).bool()), "does not fit scores"),
     (lambda: Attention(GOOD)(torch.randn(1, 5, 8)), r"must have the shape \(B, T, 16\), not \(1, 5, 8\)"),
-    (lambda: Attention(GOOD)(torch.randn(1, 5, 16), torch.randn(1, 3, 16)), "A memory has places of its own"),
+    (lambda: Attention(GOOD)(torch.randn(1, 5, 16), torch.randn(1, 3, 16)), "A memory has positions of its own"),
     (lambda: Attention(replace(GOOD, positions="none"))(torch.randn(1, 5, 16), torch.randn(1, 3, 8)), r"must have the shape \(B, S, 16\)"),
     (lambda: Attention(GOOD)(torch.randn(1, 5, 16), mask=torch.ones(1, 5)[:, :, None, None] > 0), "does not fit scores"),
     (lambda: Attention(GOOD)(torch.randn(1, 1, 16), cache=Kept()), "give positions="),
-    (lambda: AdditiveAttention(4, 5, 6)(torch.randn(2, 3, 4), torch.randn(2, 7, 4)), r"The memory must have the shape \(2, places, 5\)"),
+    (lambda: AdditiveAttention(4, 5, 6)(torch.randn(2, 3, 4), torch.randn(2, 7, 4)), r"The memory must have the shape \(2, positions, 5\)"),
     (lambda: AdditiveAttention(4, 5, 6)(torch.ones(2, 3, 4), torch.ones(2, 7, 5), torch.ones(2, 6) > 0), "The mask must be bool of shape"),
 ]
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from lmbook.cache import GenerationError, KVCache, _Cached
+from lmbook.deep_networks import LayerNorm
 from lmbook.generation import SamplingConfig, beam_search, generate
 from lmbook.language_models import NGram, NGramConfig
-from lmbook.networks import LayerNorm
 from lmbook.recurrent_lm import RecurrentLM, RecurrentLMConfig
 from lmbook.transformer import Transformer
 from tests.writers import GREEDY, Table, V, slowly, transformer

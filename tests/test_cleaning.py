@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import unicodedata
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,16 @@ from lmbook.cleaning import (
     gopher_repetition,
     hashed_features,
     mask_personal_data,
+    mend_mojibake,
     ngram_hashes,
     normalise,
     script,
-    strip_html,
     token_hashes,
     valid_card,
     valid_cn_id,
 )
+from lmbook.core import LmbookError
+from lmbook.markup import strip_html
 from lmbook.small_world import SmallWorld
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -446,3 +449,102 @@ def test_what_differs_in_more_than_punctuation_is_no_copy(one, other):
 def test_marks_between_words_do_not_count():
     same = ["In 1990, it rained.", "in 1990 — it rained!", "In 1990 it-rained", "“In 1990 (it rained)”"]
     assert len(set(ExactDuplicates()({"text": same})["exact_key"])) == 1
+
+
+def test_mojibake_is_mended_where_it_is_asked_for_and_nowhere_else():
+    pytest.importorskip("ftfy")
+    broken = {"cafÃ©": "café", "â€œquoteâ€\x9d": "“quote”", "ÐŸÑ€Ð¸Ð²ÐµÑ‚": "Привет", "èŒ¶å¥½äº†": "茶好了"}
+    for wrong, right in broken.items(): assert mend_mojibake(wrong) == right == mend_mojibake(right)
+    assert normalise("cafÃ©") == "cafÃ©" and mend_mojibake("café\ncafÃ©\n\nplain") == "café\ncafé\n\nplain"
+
+
+@given(st.text(alphabet="aÃ©â€œ™茶 \n\x80\x9d", max_size=40) | st.text(max_size=40))
+def test_mending_is_idempotent_and_keeps_lines(text):
+    pytest.importorskip("ftfy")
+    once = mend_mojibake(text)
+    assert mend_mojibake(once) == once and once.count("\n") >= text.count("\n")
+
+
+def test_without_ftfy_its_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+    with pytest.raises(CleaningError, match=r"ftfy.*pip install 'lmbook\[cleaning\]'"): mend_mojibake("plain, even")
+
+
+# ------------------------------------------------------------------------------------------------------------- rewriting after dropping
+
+REWRITES = [normalise, drop_boilerplate, mask_personal_data, c.c4_lines, str.lower, str.strip]
+RULES = [empty, c4_page, gopher_repetition, partial(gopher_quality, limits={"en": c.GopherLimits(words=(3, 9), least_common=0)})]
+LINES = st.sampled_from(["Log in", "The tea is ready, drink it now.", "Call 13800138000.", "\u200b", "  ", "It is \ufeff late.",
+    "a a a a a a", "…", "x"])
+
+
+@settings(max_examples=400)
+@given(
+    texts=st.lists(st.lists(LINES, max_size=6).map("\n".join), min_size=1, max_size=4),
+    steps=st.lists(st.sampled_from([*map(Rewrite, REWRITES), *map(Drop, RULES)]), min_size=1, max_size=6),
+)
+def test_what_a_pipeline_hands_on_has_passed_every_rule_as_it_is(texts, steps):
+    "In any order of rewriting and dropping; so a second pass drops nothing, unless rewriting again would change the text."
+    batch, counts = apply_steps({"text": texts}, steps)
+    assert sum(n.total() for n in counts) == sum(why is not None for why in c.column(batch, "dropped", None))
+    left = [text for text, why in zip(batch["text"], c.column(batch, "dropped", None)) if why is None]
+    for step in steps:
+        if isinstance(step, Drop): assert all(step.rule(text, script(text)) is None for text in left)
+    settled = [text for text in left if all(step.change(text) == text for step in steps if isinstance(step, Rewrite))]
+    again = apply_steps({"text": settled}, steps)[0] if settled else {"text": []}
+    assert again["text"] == settled and not any(c.column(again, "dropped", None))
+
+
+def test_a_text_that_is_emptied_late_is_dropped_by_the_rule_before():
+    batch, counts = apply_steps({"text": ["Log in", "The water boils."]}, [Drop(empty), Rewrite(drop_boilerplate)])
+    assert batch["dropped"] == ["empty", None] and counts == [{}, {"empty": 1}]
+    batch, _ = apply_steps({"text": ["a", ""], "dropped": [None, "before"]}, [Drop(empty), Rewrite(lambda text: "")])
+    assert batch["dropped"] == ["empty", "before"]
+    late = [Drop(empty), Rewrite(str.upper, name="title")]
+    assert apply_steps({"text": ["a"], "title": ["b"]}, late)[0]["title"] == ["B"]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ whatever comes
+
+ODD = st.sampled_from(["\ud800", "\0", "\u202e", "🎉", "茶", "e\u0301", "1", "13800138000", "a@b.cd", "::", "#", "…", "\r\n", "\u2028",
+    "İ", "ß", "{", " "])
+ANY_TEXT = st.lists(ODD | st.text(max_size=4), max_size=30).map("".join)
+
+
+@settings(max_examples=300)
+@given(ANY_TEXT, st.sampled_from(["en", "zh", "", "xx"]))
+def test_any_text_goes_through_every_function(text, lang):
+    for change in (normalise, strip_html, drop_boilerplate, convert_chinese, mask_personal_data, c.c4_lines):
+        assert isinstance(change(text), str)
+    for rule in (empty, gopher_quality, gopher_repetition, c4_page): assert rule(text, lang) is None or isinstance(rule(text, lang), str)
+    assert chinese_script(text) in (None, "simplified", "traditional") and script(text) in ("en", "zh")
+    assert np.isfinite(hashed_features([text, ""], 16)).all()
+    hashes, bounds = ngram_hashes(*token_hashes([text, "", text]), 2)
+    assert bounds[-1] == len(hashes) and (hashes[: bounds[1]] == hashes[bounds[2] :]).all()
+    key = ExactDuplicates()({"text": [text, text]})["exact_key"]
+    assert key[0] == key[1]
+    assert apply_steps({"text": [text]}, [Language(), *map(Rewrite, (normalise, mask_personal_data)), Drop(empty)])[0]["dropped"]
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(
+    st.sampled_from(["text", "lang", "dropped", "id"]),
+    st.lists(st.none() | st.text(max_size=3) | st.integers() | st.just(float("nan")), max_size=3), max_size=4,
+))
+def test_any_batch_is_a_batch_or_an_error(batch):
+    for steps in ([Drop(empty)], [Rewrite(normalise)], [Language()], [ExactDuplicates()], [lambda b: b], [lambda b: {}],
+                  [Drop(empty), Rewrite(str.upper)]):
+        try: apply_steps(dict(batch), steps)
+        except LmbookError as error: assert str(error)
+
+
+@pytest.mark.parametrize("unit", ["a", "a ", "。", ". ", "a.", "\n", "- ", "…", "#", "Log in\n", "\u200b", "\u0301", "一", "1 ", "(",
+    "{", "a\n\n", "@", "e\u0301"])
+def test_no_function_is_quadratic(unit):
+    "Half a million of them: quadratic time would make these hours."
+    text = unit * 500_000
+    for change in (normalise, strip_html, drop_boilerplate, c.c4_lines): change(text)
+    for rule in (empty, gopher_quality, c4_page): rule(text)
+    gopher_repetition(unit * 30_000)
+    ExactDuplicates()({"text": [text]})
+    ngram_hashes(*token_hashes([text]), 5)

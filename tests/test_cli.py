@@ -184,6 +184,8 @@ def test_faults_of_text(text: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_a_data_set_by_name_without_a_network(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("huggingface_hub.constants", "datasets.config"):  # as if from the start
+        monkeypatch.setattr(f"{name}.HF_HUB_OFFLINE", True)
     assert "taken for the name of a data set" in fails(capsys, *train_words("nobody/nothing", tmp_path / "a"))
 
 
@@ -200,7 +202,7 @@ def test_faults_of_settings(text: Path, folder: Path, tmp_path: Path, capsys: py
 def test_a_folder_that_is_something_else(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "to_mother.txt").write_text("Dear mother,")
-    assert "holds other things and no run" in fails(capsys, *train_words(text, tmp_path / "letters"))
+    assert "holds other things (to_mother.txt) and no run" in fails(capsys, *train_words(text, tmp_path / "letters"))
     assert [p.name for p in (tmp_path / "letters").iterdir()] == ["to_mother.txt"]
     assert "is a file" in fails(capsys, *train_words(text, tmp_path / "letters" / "to_mother.txt"))
 
@@ -356,9 +358,33 @@ def test_a_finished_run_goes_on(text: Path, tmp_path: Path, capsys: pytest.Captu
     assert max(row["step"] for row in read_log(tmp_path / "my run" / "log.jsonl")) == 9
 
 
-def test_under_a_launcher_of_several_processes(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_a_task(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    exam, answers = tmp_path / "exam.jsonl", tmp_path / "answers.jsonl"
+    rows = [{"prompt": "The waiters", "choices": [" are", " is"], "answer": i, "kind": "ab"[i]} for i in (0, 1)] * 2
+    exam.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers.write_text('{"prompt": "Who?", "answers": ["the goat"], "prediction": "The goat."}\n')
+    out, _ = generated(capsys, "evaluate", folder, "--task", exam, "--metric", "accuracy", "accuracy-bytes", "--device", "cpu")
+    assert out.count("by guessing 0.5000") == 2 and re.search(r"accuracy +0\.5000 ± .*n=4", out) and out.count("\n  a ") == 2
+    out, _ = generated(capsys, "evaluate", folder, "--task", exam, "--shots", "2", "--json", "--device", "cpu")
+    [score] = json.loads(out)["scores"]
+    assert score["n"] == 4 and set(score["kinds"]) == {"a", "b"} and score["kinds"]["a"]["value"] + score["kinds"]["b"]["value"] == 1
+    out, _ = generated(capsys, "evaluate", "--task", answers, "--json")
+    assert [(s["metric"], s["value"], s["error"]) for s in json.loads(out)["scores"]] == [("exact-match", 1.0, None), ("f1", 1.0, None)]
+    assert "exact-match" in generated(capsys, "evaluate", folder, "--task", answers, "--device", "cpu")[0]
+    for words, says in (
+        ((folder,), "--text, to score a model"), ((folder, "--task", exam, "--text", exam), "--text, to score a model"),
+        (("--text", exam), "Which model?"), (("--task", exam), "give a model"),
+        ((folder, "--text", exam, "--metric", "f1"), "go with --task"), ((folder, "--task", exam, "--shots", "9"), "larger one"),
+        ((folder, "--task", exam, "--metric", "bleu"), "not for items with choices"),
+        ((folder, "--task", tmp_path / "none.jsonl"), "cannot be read"), ((folder, "--task", folder / "README.md"), "line 1: no JSON"),
+        ((folder, "--task", exam, "--shots", "-1"), "--shots"),
+    ):  # fmt: skip
+        assert says in fails(capsys, "evaluate", *words), words
+
+
+def test_under_half_a_launcher(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
     for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1")): monkeypatch.setenv(name, value)
-    assert "without a launcher" in fails(capsys, *train_words(text, tmp_path / "a")) and not (tmp_path / "a").exists()
+    assert "lacks MASTER_ADDR, MASTER_PORT" in fails(capsys, *train_words(text, tmp_path / "a")) and not (tmp_path / "a").exists()
 
 
 EARLY = """

@@ -417,3 +417,15 @@ def test_results_that_are_not_there(tmp_path, monkeypatch):
     assert "2026-01-02 to 2026-03-04\n  1 core\n" in repr(measured_once("parts", tmp_path))
     (tmp_path / "evil.json").write_text(json.dumps({"date": "<b>", "command": "<script>"}))
     assert "<script>" not in measured_once("evil", tmp_path)._repr_html_()
+
+
+def test_the_notes_of_a_weights_file_are_brought_into_order():
+    "Its writer shuffles them; so the same weights would be other bytes."
+    import io
+
+    from lmbook.core import settle_header
+
+    text = b'{"__metadata__":{"b":"2","a":"1"},"w":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}'
+    file = io.BytesIO(len(text).to_bytes(8, "little") + text)
+    settle_header(file)
+    assert b'{"a":"1","b":"2"}' in file.getvalue() and len(file.getvalue()) == len(text) + 8

@@ -18,6 +18,7 @@ import sys
 import tarfile
 import textwrap
 import threading
+import time
 import tracemalloc
 import warnings
 from collections import Counter
@@ -31,13 +32,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmbook.core import LmbookError
 from lmbook.corpora import (
     Corpus,
     CorpusError,
     Document,
     as_corpus,
     common_paragraphs,
-    guess_encoding,
     help_paragraphs,
     load_hub,
     load_reader,
@@ -51,12 +52,13 @@ from lmbook.corpora import (
     read_parquet,
     read_text,
     read_wikipedia_dump,
-    strip_wikitext,
     to_dataset,
     vocabulary_growth,
     words,
     write_jsonl,
 )
+from lmbook.files import FileError, _wrong_bytes, guess_encoding
+from lmbook.markup import _READ_AGAIN, _never_closed, strip_wikitext
 from tools import python_docs as python_docs_list
 from tools.python_docs import LIST, read_topics
 
@@ -497,17 +499,17 @@ def test_data_sets_by_name_from_a_mirror(tmp_path):
     ("See [[:Category:Teas]] and [[Plan 9: a film]] and [[wikt:tea|the word]].", "See :Category:Teas and Plan 9: a film and the word."),
     ("Tea ({{lang|zh|茶}}) is hot.<ref name=a>Book.</ref><ref name=a /> It cools.", "Tea (茶) is hot. It cools."),
     ("Tea ({{IPA|x}}; {{audio|茶}}, ''cha'') is hot.", "Tea (cha) is hot."),
-    ("Tea ({{audio|茶}}, from {{audio|x}}) is hot.", "Tea (from) is hot."),
+    ("Tea ({{audio|茶}}, from {{audio|x}}) is hot.", "Tea is hot."),
     ("Tea ({{audio|茶}} ({{IPA|x}})) is ({{x}} , {{y}} ) hot.", "Tea is hot."),
     ("Tea ({{x}}; pronounced so) (drink, {{x}}) is (; as it stands) hot.", "Tea (pronounced so) (drink) is (; as it stands) hot."),
     ("Call main() first, then f( ) and print(<ref>A.</ref>) or g(, x).{{x}}", "Call main() first, then f( ) and print or g(, x)."),
-    ("From {{audio|tea}}, it is {{y}}{{x}} . A {{x}} b , c.\n{{x}}\nEnd.", "From, it is. A b , c.\nEnd."),
+    ("From {{audio|tea}}, it is {{y}}{{x}} . A {{x}} b , c.\n{{x}}\nEnd.", "End."),
     ("茶（{{lang|x}}，{{y}}）很好（{{z}}；热）。", "茶很好（热）。"),
     ("__NOTOC__ Here __FILE__ and __init__ stay.__FORCETOC__", "Here __FILE__ and __init__ stay."),
     ("Tea<!-- why? --> &amp; milk&nbsp;&ndash; 5&times;.", "Tea & milk – 5×."),
-    ("[http://x.org The site] says so. [http://x.org] Bare http://x.org here.", "The site says so. Bare here."),
+    ("[http://x.org The site] says so. [http://x.org] Bare http://x.org here.", "The site says so."),
     ("One.\n{| class=x\n|-\n| cell one.\n{|\n| inner.\n|}\n|}\nTwo.", "One.\nTwo."),
-    ("The sum <math>a+b.</math> is c.<br/>Next <b>bold</b> <small>small</small>.", "The sum is c.\nNext bold small."),
+    ("The sum <math>a+b.</math> is c.<br/>Next <b>bold</b> <small>small</small>.", "Next bold small."),
     ("* An item.\n* item\n# First.\n: Indented.\n; Term: said.\nMade of:\n", "An item.\nFirst.\nIndented.\nTerm: said."),
     ("__NOTOC__ Text.\n<gallery>\nx.jpg|A caption.\n</gallery>", "Text."),
     ("茶很好。\n茶\n（{{lang|x}}）他说：“好！”", "茶很好。\n他说：“好！”"),
@@ -618,7 +620,7 @@ def test_parquet_passes_in_constant_memory(tmp_path):
         for _ in range(25): writer.write_table(pa.table({"text": [rng.bytes(1000).hex() for _ in range(1000)]}))
     before = pa.total_allocated_bytes()
     largest = max(pa.total_allocated_bytes() - before for _ in read_parquet(path))
-    assert path.stat().st_size > 25e6 and largest < 10e6
+    assert path.stat().st_size > 25e6 and largest < 15e6
 
 
 # Documents and the reader
@@ -844,7 +846,8 @@ def test_the_real_dump_agrees_with_another_extractor(data_dir):
     [path] = (data_dir / "enwiki_dump").glob("*.bz2")
     corpus = read_corpus(path)
     ours = {r["title"]: r["text"] for r in corpus}
-    assert corpus.skipped["redirect"] == 100 and len(ours) + corpus.skipped.total() == 206
+    holes = corpus.skipped.pop("sentence with a hole")
+    assert corpus.skipped["redirect"] == 100 and len(ours) + corpus.skipped.total() == 206 and 20 < holes < 300
     with pytest.raises(tarfile.ReadError): tarfile.open(path)
     reference = (data_dir / "enwiki_dump" / "enwiki96.txt").read_text(encoding="utf-8")
     parts = re.split(r"^= (.+) =$", reference, flags=re.MULTILINE)[1:]
@@ -852,9 +855,9 @@ def test_the_real_dump_agrees_with_another_extractor(data_dir):
     assert len(theirs) == 96 and theirs.keys() <= ours.keys()
     length = {title: len(text.split()) for title, text in ours.items()}
     assert max(length[title] for title in ours.keys() - theirs.keys()) < min(length[title] for title in theirs) / 2  # too short for it
-    assert "were \"#$%_&'() early typewriters" in ours["ASCII"]  # brackets that the article itself has
+    assert "were \"#$%_&'() – early typewriters" in ours["ASCII"]  # brackets that the article itself has
     f1 = np.array([overlap(ours[title], text) for title, text in theirs.items()])
-    assert f1.mean() > .98 and f1.min() > .8 and np.median(f1) > .995
+    assert f1.mean() > .98 and f1.min() > .8 and np.median(f1) > .99  # theirs keeps sentences with holes: .998 with holes="close"
     leftovers = re.compile(r"\[\[|\]\]|\{\{|\}\}|\{\||'''|<ref|</|&[a-z]+;|\[\[(?:File|Category)|__[A-Z]+__")
     dirty = {title: found[0] for title, text in ours.items() if (found := leftovers.findall(text))}
     assert len(dirty) <= 3, dirty
@@ -871,14 +874,17 @@ def test_the_real_dump_agrees_with_another_extractor(data_dir):
     ("At {{convert|1300|mi|km}}, the state ends.", "At 1300 mi, the state ends."), ("It is {{formatnum:3}}&nbsp;°C.", "It is 3 °C."),
     ("Used in {{w|bulb|bulbs}} and {{lang|fr|Paris}}.", "Used in bulbs and Paris."),
     ("So {{nowrap|[[New York|N. Y.]] it}} is.", "So N. Y. it is."),
-    ("A {{lang-de|Haus}} and {{convert}} here.", "A Haus and here."),
+    ("A {{lang-de|Haus}} and {{convert}} here.", ""), ("Whole. A {{lang-de|Haus}} and {{convert}} here. Whole.", "Whole. Whole."),
     ("茶[[文件:a.jpg|thumb|猫。]]很好。", "茶很好。"), ("茶[[圖像:a.jpg|thumb|猫。]][[分類:茶]]很好。", "茶很好。"),
 ])
 def test_no_noun_and_no_apostrophe_goes_missing(wikitext, expected): assert strip_wikitext(wikitext) == expected
 
 
 @pytest.mark.parametrize("unit", ["<ref", " ", ",", "(", "()", "( ", "({{x}} ", " {{x}},", "'''", "[", "<ref>"])
-def test_no_page_takes_forever(unit): strip_wikitext("Tea." + unit * 10_000 + "x.")
+def test_no_page_takes_forever(unit):
+    "It is read, or given up at once since too much of it never closes."
+    try: strip_wikitext("Tea." + unit * 10_000 + "x.")
+    except LmbookError as error: assert "never close" in str(error)
 
 
 def test_two_columns_of_one_name_are_refused_in_every_kind_of_file(here):
@@ -924,8 +930,315 @@ def test_a_pipe_behind_a_name_is_refused(here):
     with pytest.raises(CorpusError, match="device"): read_text("/dev/zero")
 
 
+def test_no_encoding_is_guessed_of_what_can_be_read_only_once(here):
+    os.mkfifo("pipe.txt")
+    for name in ("pipe.txt", "/dev/zero"):
+        with pytest.raises(FileError, match="a device or a pipe"): guess_encoding(name)
+
+
+def test_a_file_that_is_mended_while_it_is_read_ends(here):
+    "The search for the wrong byte comes to the end and finds none: it had been there when the file was read first."
+    Path("a.txt").write_bytes("Tea, and é.\n".encode())
+    assert "the file has changed while it was read" in str(_wrong_bytes(Path("a.txt"), "utf-8", CorpusError))
+    Path("a.txt").write_bytes(b"Tea, \xff.\n")
+    assert "a.txt: byte 5 (0xff) is not valid UTF-8" in str(_wrong_bytes(Path("a.txt"), "utf-8", CorpusError))
+
+
 def test_what_makes_no_table_is_said_in_our_words():
     with pytest.raises(CorpusError, match="no record"): to_dataset(as_corpus([]))
     with pytest.raises(CorpusError, match="only once"): to_dataset({"text": c} for c in "ab")
     late = [{"text": "a", "n": 1} for _ in range(1500)] + [{"text": "b", "n": {"x": 1}}]
     with pytest.raises(CorpusError, match="do not make a table"): to_dataset(as_corpus(late))
+
+
+def test_a_late_change_of_type_is_said_while_streaming_too():
+    for late, kind in (({"x": 1}, "an object"), ("1", "a text"), ([1], "a list"), (True, "a truth value")):
+        rows = as_corpus([{"text": "a", "n": 1} for _ in range(1500)] + [{"text": "b", "n": None}, {"text": "b", "n": late}])
+        for streaming in (False, True):
+            with pytest.raises(CorpusError, match=f"in record 1502 the column 'n' holds {kind}, before it held a number"):
+                list(to_dataset(rows, streaming=streaming))
+    assert list(to_dataset(as_corpus([{"text": "a", "n": 1}, {"text": "b", "n": 1.5}]), streaming=True))[1]["n"] == 1.5
+    with pytest.raises(CorpusError, match=r"is one text. Give a list of names: columns=\['text'\]"): to_dataset([{"text": "a"}], "text")
+    with pytest.raises(CorpusError, match="record 1 is a str"): list(to_dataset(["a"], streaming=True))
+
+
+# Holes
+
+
+@pytest.mark.parametrize(("wikitext", "expected", "holes"), [
+    ("At {{frontier|1300|mi}}, it ends. It is old.", "It is old.", 1), ("It is old. It ends at {{x}}.", "It is old.", 1),
+    ("It is old.{{x}} It ends.", "It is old. It ends.", 0), ("It is old.{{sfn|A}} It{{cn}} ends.", "It is old. It ends.", 0),
+    ("{{Infobox}}'''Tea''' is hot.", "Tea is hot.", 0), ("{{Infobox\n| a = b\n}} Tea is hot.", "Tea is hot.", 0),
+    ("{{x}} is hot. Tea is wet.", "Tea is wet.", 1), ("A {{x}} and {{y}} one. Tea.", "Tea.", 1), ("* {{x}}\nTea.", "Tea.", 0),
+    ("Tea (from {{x}} in {{y}}) is hot.", "Tea is hot.", 0),
+    ("Tea (hot; {{x}}) is (cold) wet.", "Tea (hot) is (cold) wet.", 0),
+    ("He met Dr. {{x}} there. Tea.", "Tea.", 1), ("He met J. R. {{x}} there. Tea.", "Tea.", 1), ("It is {{{1}}} old. Tea.", "Tea.", 1),
+    ("So <math>x</math> holds. Tea.", "Tea.", 1), ("茶有{{x}}种。茶很好。", "茶很好。", 1),
+    ("茶很好。{{x}}茶有三种。", "茶很好。茶有三种。", 0),
+    ("{{convert|5|to|7|km}} on. {{convert|5|ft|6|in|m}} up.", "5 to 7 km on. 5 ft 6 in up.", 0), ("{{as of|2014|lc=y}} it is.",
+    "as of 2014 it is.", 0),
+    ("It is 6{{nbsp}}km{{snd}}far. A {{val|6.2|e=18}} one.", "It is 6 km – far.", 1), ("{{ill|de|Haus}} or {{ill|Haus|de}}.",
+    "Haus or Haus.", 0),
+    ("Many {{x}}", "", 0), ("An [[a|{{x}} b]] one. Tea.", "Tea.", 1),
+])
+def test_a_sentence_with_a_hole_is_dropped_and_counted(wikitext, expected, holes):
+    counts: Counter[str] = Counter()
+    assert strip_wikitext(wikitext, counts=counts) == expected and counts["sentence with a hole"] == holes
+    assert "\1" not in strip_wikitext(wikitext, holes="close") and "\2" not in strip_wikitext(wikitext, prose=False)
+
+
+def test_holes_in_a_dump_are_counted_or_closed(here):
+    Path("w.xml").write_bytes(dump(page(1, "It has {{x}} people. It is old.") + page(2, "{{x}} is all.")))
+    corpus = read_wikipedia_dump("w.xml")
+    assert texts(corpus) == ["It is old."] and corpus.skipped == {"sentence with a hole": 2, "no prose": 1}
+    assert texts(read_corpus("w.xml", holes="close")) == ["It has people. It is old.", "is all."]
+    with pytest.raises(CorpusError, match="no holes='mend'.*drop, close"): read_wikipedia_dump("w.xml", holes="mend")
+
+
+# Limits: what fills the memory is an error, and is never in it
+
+MB = 1_000_000
+PACK = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+HUGE = {  # beginning, and what goes on for 50 MB: each kind of file, and each way to have no end
+    "line.txt": (b"", b"a"), "zeros.txt": (b"", b"\0"), "row.csv": (b"text,n\nok,1\n", b"a"), "quoted.csv": (b'text\n"', b"a\n"),
+    "line.jsonl": (b'{"text": "ok"}\n{"text": "', b"a"), "array.json": (b'[{"text": "ok"}, {"text": "', b"a"), "names.csv": (b"", b"a,"),
+    "nested.json": (b'[{"text": "ok"}, ', b"["), "page.xml": (b"<w><page><title>T</title><revision><text>",
+    b"a"), "tags.xml": (b"<w><a>", b"<b/>"),
+}
+
+
+@pytest.mark.parametrize(("name", "suffix"), [*((name, ".gz") for name in HUGE), ("line.txt", ".bz2"), ("line.txt", ".xz")])
+def test_a_bomb_is_an_error_and_no_more_than_the_limit_is_unpacked(here, name, suffix):
+    path, (start, more) = Path(name + suffix), HUGE[name]
+    path.write_bytes(PACK[suffix](start + more * (50 * MB // len(more))))
+    assert path.stat().st_size < MB / 5
+    tracemalloc.start()
+    try: found, message = until_error(read_corpus(path, limit=MB))
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 25 * MB and message.startswith(str(path)), peak
+    assert found == ["ok"] * (name in ("row.csv", "line.jsonl", "array.json", "nested.json"))
+    if name != "nested.json": assert "limit=1,000,000" in message and "larger" in message
+
+
+@pytest.mark.parametrize(("name", "data", "kept"), [
+    ("a.txt", "ok\n{long}\nok\n", 2), ("a.jsonl", '{{"text": "ok"}}\n{{"text": "{long}"}}\n{{"text": "ok"}}\n', 2), ("a.csv",
+    "text\nok\n{long}\nok\n", 2),
+    ("a.txt", "{long}", 0), ("a.csv", "text\nok\n{long}", 1), ("a.json", '[{{"text": "ok"}}, {{"text": "{long}"}}]', 1),
+])
+def test_what_is_too_long_is_left_out_and_counted_where_errors_are_skipped(here, name, data, kept):
+    Path(name).write_text(data.format(long="x" * 5000), encoding="utf-8")
+    corpus = read_corpus(name, limit=1000, on_error="skip")
+    assert texts(corpus) == ["ok"] * kept and corpus.skipped in ({"too long": 1}, {"malformed row": 1})
+    assert len(texts(read_corpus(name, limit=6000))) == kept + 1
+
+
+def test_paragraphs_and_whole_files_have_the_limit_too(here):
+    Path("a.txt").write_text("ok\nok\n\n" + "line\n" * 300 + "\n\nok", encoding="utf-8")
+    corpus = read_text("a.txt", by="paragraph", limit=1000, on_error="skip")
+    assert [(r["id"], r["text"]) for r in corpus] == [("a.txt:1", "ok\nok"), ("a.txt:306", "ok")] and corpus.skipped == {"too long": 1}
+    assert "the paragraph in line 4: longer than limit=1,000 characters" in until_error(read_text("a.txt", by="paragraph", limit=1000))[1]
+    assert "as one record: longer than limit=1,000" in until_error(read_text("a.txt", by="file", limit=1000))[1]
+    assert len(texts(read_text("a.txt", by="file", limit=2000))) == 1
+    for wrong in (0, -1, 1.5, True, "64"):
+        with pytest.raises(CorpusError, match="limit=.*whole number"): read_text("a.txt", limit=wrong)
+
+
+def test_a_dump_of_elements_that_are_no_pages_ends(here):
+    Path("w.xml").write_bytes(dump("<log><x/></log>" * 30_000 + page(1, "Tea.")))  # each is thrown away
+    assert texts(read_corpus("w.xml", limit=100_000)) == ["Tea."]
+    Path("w.xml").write_bytes(dump("<a>" * 30_000 + "</a>" * 30_000 + page(1, "Tea.")))
+    assert "limit=100,000" in until_error(read_corpus("w.xml", limit=100_000))[1]
+    Path("w.xml").write_bytes(dump(page(1, "Tea. " * 10) + page(2, "Tea. " * 40_000)))
+    found, message = until_error(read_corpus("w.xml", limit=40_000))
+    assert len(found) == 1 and "behind the page 'Page 1'" in message
+
+
+def test_a_long_value_of_parquet_is_refused_before_it_is_unpacked(here):
+    pq.write_table(pa.table({"text": ["ok", "a" * 50 * MB]}), "bomb.parquet", compression="zstd")
+    before = pa.total_allocated_bytes()
+    _, message = until_error(read_parquet("bomb.parquet", limit=MB))
+    assert "column 'text'" in message and "limit=1,000,000" in message and pa.total_allocated_bytes() - before < MB
+    pq.write_table(pa.table({"text": ["ok", "a" * 3000, "ok"], "n": [1, 2, 3]}), "long.parquet")
+    assert "row 2: column 'text' is longer than limit=2,000" in until_error(read_parquet("long.parquet", limit=2000))[1]
+    corpus = read_parquet("long.parquet", limit=2000, on_error="skip")
+    assert texts(corpus) == ["ok", "ok"] and corpus.skipped == {"too long": 1}
+    pq.write_table(pa.table({"text": ["x" * 90_000] * 3000}), "repeated.parquet")  # 270 MB, if each row had its own
+    assert sum(1 for _ in read_parquet("repeated.parquet", limit=MB)) == 3000
+
+
+def test_values_of_parquet_that_no_python_can_hold_are_said(here):
+    bad = pa.Array.from_buffers(pa.string(), 2, [None, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe")])
+    far = pa.array([0, 10**9], pa.date32())
+    for name, table, kind in (("bytes", {"text": bad}, "wrong bytes"), ("date", {"text": ["ok", "no"], "day": far}, "unreadable value")):
+        pq.write_table(pa.table(table), f"{name}.parquet")
+        assert re.search(r"row 2: column '\w+' (is not valid UTF-8|cannot be read)", until_error(read_parquet(f"{name}.parquet"))[1])
+        corpus = read_parquet(f"{name}.parquet", on_error="skip")
+        assert texts(corpus) == ["ok"] and corpus.skipped == {kind: 1}
+
+
+def test_a_folder_may_be_deeper_than_python_and_the_system_like(here):
+    home = os.getcwd()
+    try:
+        os.mkdir("d")
+        os.chdir("d")
+        for _ in range(900):
+            os.mkdir("e")
+            os.chdir("e")
+        Path("deep.txt").write_text("deep", encoding="utf-8")
+        os.chdir(home)
+        assert texts(read_corpus("d")) == ["deep"]
+        os.chdir("d" + "/e" * 900)
+        for _ in range(210):
+            os.mkdir("f" * 20)
+            os.chdir("f" * 20)
+        os.chdir(home)
+        assert "too long" in until_error(read_corpus("d"))[1]
+    finally:
+        os.chdir(home)
+        subprocess.run(["rm", "-rf", "d"], check=False)
+
+
+@pytest.mark.parametrize("name", ["pipe", "loop", "device", "nowhere"])
+def test_what_is_no_file_in_a_folder_is_counted(here, name):
+    Path("d").mkdir()
+    Path("d/a.txt").write_text("a", encoding="utf-8")
+    path = Path("d") / f"{name}.txt"
+    if name == "pipe": os.mkfifo(path)
+    elif name == "device": path.symlink_to("/dev/zero")
+    elif name == "loop": path.symlink_to(here / "d")
+    else: path.symlink_to(here / "d" / "nothing")
+    corpus = read_corpus("d")
+    assert texts(corpus) == ["a"]
+    assert corpus.skipped == {"link out of the folder" if name == "device" else "no file, but a link, a pipe or a device": 1}
+    with pytest.raises(CorpusError): list(read_corpus(path)) if name != "loop" else read_text(path)
+
+
+# Whatever comes
+
+
+def survives(function, *arguments, **options):
+    "Its value, or None where it ends in an error that a user can mend. Anything else is raised."
+    try: return function(*arguments, **options)
+    except LmbookError as error: assert str(error)
+
+
+SUFFIXES = [".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".xml", ".txt.gz", ".csv.bz2", ".json.xz"]
+SNIPPETS = st.sampled_from([
+    b'{"text": "a"}', b"[", b"]", b",", b"\n", b"\r", b'"', b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b"text,n\n", b"PAR1", b"<page>",
+    b"</page>", b"<text>",
+    b"{", b"}", b"1", b"null", b"\xe8\x8c\xb6", b"<mediawiki>", b"&x;", b"\\ud800", b"1" * 5000, b"[" * 2000, b" ", b"\t",
+])
+
+
+@settings(max_examples=400)
+@given(
+    data=st.lists(SNIPPETS | st.binary(max_size=6), max_size=12).map(b"".join), suffix=st.sampled_from(SUFFIXES), packed=st.booleans(),
+    by=st.sampled_from(["line", "paragraph", "file"]), on_error=st.sampled_from(["raise", "skip"]), limit=st.sampled_from([1, 7, 1000]),
+    encoding=st.sampled_from([None, "utf-16", "utf-7", "gb18030", "ascii", "utf-8-sig", "idna", "punycode", "undefined",
+    "unicode_escape", "a\0b", ""]),
+    names=st.none() | st.lists(st.text(max_size=3), max_size=3), sep=st.sampled_from([None, ";", "\t", " ", "a"]),
+)
+def test_any_bytes_in_any_kind_of_file(tmp_path_factory, data, suffix, packed, by, on_error, limit, encoding, names, sep):
+    path = tmp_path_factory.mktemp("any") / ("a" + suffix)
+    pack = PACK.get(path.suffix, bytes) if packed else bytes
+    path.write_bytes(pack(data))
+    options = {"by": by, "on_error": on_error, "limit": limit, "encoding": encoding, "names": names, "sep": sep}
+    found = survives(lambda: list(read_corpus(path, **options)))
+    assert found is None or all(isinstance(r["text"], str) for r in found)
+    survives(guess_encoding, path)
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(["", ".", "a\0b", "x" * 5000, "/" * 300, "nul", "a/" * 3000, "\ud800", "~", "data/", "…",
+"a b"]) | st.text(max_size=20))
+def test_any_name_of_a_file(tmp_path_factory, name):
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    for read in (read_text, read_jsonl, read_csv, read_parquet, read_wikipedia_dump, guess_encoding):
+        survives(read, f"no such folder/{name}.txt")
+    if name not in ("", ".", "..", "/" * 300) and not name.startswith(("/", ".", "~")): survives(read_corpus, f"no such folder/{name}.txt")
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.binary(max_size=3), max_leaves=5,
+    extend=lambda inner: st.lists(inner,
+    max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers() | st.tuples(st.integers()), inner, max_size=3),
+)
+
+
+@settings(max_examples=300)
+@given(rows=st.lists(anything, max_size=5), text=st.sampled_from(["text", "", 7, ["text"], None]), on_error=st.sampled_from(["raise",
+"skip"]))
+def test_any_rows(tmp_path_factory, rows, text, on_error):
+    survives(lambda: list(as_corpus(rows, text=text, on_error=on_error)))
+    survives(lambda: list(to_dataset(rows, streaming=True)))
+    survives(write_jsonl, rows, tmp_path_factory.mktemp("any") / "a.jsonl")
+
+
+@pytest.mark.parametrize("options", [
+    {"sep": ""}, {"sep": "ab"}, {"sep": "\n"}, {"sep": '"'}, {"sep": 7}, {"names": "text"}, {"text": 7}, {"text": None}, {"by": None},
+    {"limit": None},
+])
+def test_options_that_are_none_are_refused_at_once(here, options):
+    Path("a.csv").write_text("text\na\n", encoding="utf-8")
+    with pytest.raises(CorpusError): read_corpus("a.csv", **options)
+
+
+WIKI = st.sampled_from([
+    "{{", "}}", "[[", "]]", "|", "{|", "|}", "''", "'''", "<ref>", "</ref>", "<!--", "-->", "==", "\n", "\n* ", "\n: ", "<math>",
+    "</math>", "{{{", "}}}",
+    "http://x.org", "[http://x", "&amp;", "&#xD800;", "&#0;", "<br>", "(", ")", ". ", "Tea", "茶。", "{{convert|", "{{formatnum:",
+    "{{lang|", "{{ill|", "{{sic|", "=",
+    "<nowiki>", "__TOC__", "\0=", "\1", "\2", "\ud800", "File:", "{{as of|", "-{", "~~~~", "<", ">",
+])
+
+
+@settings(max_examples=600)
+@given(st.lists(WIKI | st.text(max_size=3), max_size=25).map("".join), st.booleans(), st.booleans(), st.sampled_from(["drop", "close"]))
+def test_any_wikitext(wikitext, headings, prose, holes):
+    found = survives(strip_wikitext, wikitext, headings, prose, holes=holes)
+    if found is not None: assert not set("\0\1\2") & set(found) and "\n\n" not in found
+
+
+@pytest.mark.parametrize("unit", [
+    "{{x}}", "({{x}}", "({{x}} a) ", "A {{x}}. ", "A. ", "Dr. ", ". ", "{{x|", "[[a|", "{{nowrap|", "<math>", "'''a'' ", "{{x}}\n",
+    "a.{{x}}", "。{{x}}", "{{{",
+    '."', ".)", "\n=", "{{x}}, ", "[http://x ", "== a ==\n", "(a) {{x}} ", "<!--", "{|\n|", "&", "-->",
+    "[mailto:a ", "<nowiki>", "<b>", "<ref name=a>b", "[[a", "{{{a|", "<b>{{a</b>}}", "{{a<b>}}</b>", "[[a|b\n]]", "[[{{a]]}}",
+    "</b>", "{|\n|-\n",
+    "<td>a", "{{a|[b}}", "<b a='x>y</b>",
+])
+def test_no_wikitext_is_quadratic(unit):
+    "What takes a minute if it were: 10,000 of them; and no more than some seconds for as many as the parser may still read."
+    for n in (10_000, int((_READ_AGAIN / len(unit)) ** 0.5)):
+        start = time.process_time()
+        survives(strip_wikitext, "Tea." + unit * n + "x.")
+        assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize(("wikitext", "n"), [
+    ("", 0), ("a {{b|[[c]]}} <b>d</b> <!-- {{ --> <nowiki>[[</nowiki> <br> <ref name=a /> <li>e", 0), ("{{{a}}}", 0), ("{{{{{a}}}}}", 0),
+    ("{{a", 1), ("a}} ]] </b>", 0), ("{{a [[b }}", 1), ("<b>{{a</b>}}", 1), ("<!-- a <!-- b", 2), ("<MATH>a</math> <math>b", 1),
+    ("{|\n|-\n|}\n {{a\n|}}", 0), (":{|\n{|\n|a", 1), ("<b a='x>y</b> <b a='x' b=\"y\">z</b>", 1), ("<b a=O'Neil>b</b>", 0),
+    ("<math>a <nowiki>b</math> <math>{{", 2), ("[[a [[b]]", 1), ("<ref>{{a</ref><ref name=x>", 2), ("<a href=x>b", 1),
+])
+def test_what_never_closes_is_counted(wikitext, n): assert _never_closed(wikitext) == n
+
+
+def test_a_page_of_which_much_never_closes_is_given_up_with_a_count(here):
+    few, many = "{{x|" * 5 + " Tea.", "<b>" * 3000 + " Tea."
+    assert strip_wikitext(few) and _never_closed(many) * len(many) > _READ_AGAIN
+    with pytest.raises(LmbookError, match="3,000 braces, brackets or tags never close"): strip_wikitext(many)
+    Path("w.xml").write_bytes(dump(page(1, many.replace("<", "&lt;")) + page(2, "Tea is hot.")))
+    corpus = read_wikipedia_dump("w.xml", on_error="skip")
+    assert texts(corpus) == ["Tea is hot."] and corpus.skipped == {"malformed page": 1}
+
+
+@pytest.mark.parametrize("content", ["a\n", "\n", "a\n\n", '"a"\n', '{"text": "a"}\n', "[1],", ",", "a,b\n", " ", "[", '"\n', "\r"])
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".json", ".csv"])
+def test_no_file_is_quadratic(here, content, suffix):
+    for start in ("", "text\n" if suffix == ".csv" else "["):
+        Path("a" + suffix).write_text(start + content * 20_000, encoding="utf-8", newline="")
+        for by in ("line", "paragraph")[: 1 + (suffix == ".txt")]: survives(lambda by=by: sum(1 for _ in read_corpus("a" + suffix,
+        by=by, on_error="skip")))

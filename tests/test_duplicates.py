@@ -296,3 +296,46 @@ def test_each_passage_occurred_as_a_whole(texts, n, keep_first):
             part = TOKEN.findall(text[start:end])
             before = sum(contains(TOKEN.findall(t), part) for t in texts[:k])
             assert before + contains(TOKEN.findall(text[:end]), part) > 1 or before, (text, text[start:end])
+
+
+# ------------------------------------------------------------------------------------------------------------------------ whatever comes
+
+SOME = st.lists(st.sampled_from(["a", "b", "c ", " ", "茶", "\ud800", "!", "", "\0", "one two ", "🎉"]), max_size=25).map("".join)
+
+
+@settings(max_examples=200)
+@given(st.lists(SOME, max_size=6), st.integers(1, 4), st.booleans())
+def test_any_texts_have_their_duplicates(texts, n, keep_first):
+    spans = repeated_passages(texts, n, keep_first)
+    assert len(spans) == len(texts)
+    for text, found in zip(texts, spans):
+        assert all(0 <= start < end <= len(text) for start, end in found) and found == sorted(found)
+        assert cut_repetition(cut_repetition(text, n), n) is not None
+    hasher = MinHash(permutations=8, n=n)
+    twins = near_duplicates(hasher.signatures(texts), 0.5)
+    assert all(twin < row and (twin < 0 or twins[twin] < 0) for row, twin in enumerate(twins.tolist()))
+    step = NearDuplicates(0.5, hasher)
+    assert len(step.decide(step({"text": texts})["minhash"] if texts else [])) == len(texts)
+    shares = overlap(texts, [texts, []], n)
+    assert len(shares) == len(texts) and all(share == 1 or np.isnan(share) for share in shares)
+    try: fit_contaminated(texts, n)
+    except CleaningError as error: assert "could be found" in str(error)
+
+
+@pytest.mark.parametrize("texts", [["a " * 300_000], ["a"] * 15_000, [""] * 15_000, ["a b c d e f " * 50_000], ["茶" * 300_000],
+    [f"{n} a b c d" for n in range(30_000)]])
+def test_no_corpus_is_quadratic(texts):
+    "Texts and tokens by ten and hundred thousands that are all alike: comparing each with each would take hours."
+    repeated_passages(texts, 5)
+    near_duplicates(MinHash(permutations=8, n=2).signatures(texts), 0.5)
+    overlap(texts[:2], [texts], 5)
+
+
+@pytest.mark.parametrize("call", [
+    lambda: bands_for(float("nan")), lambda: bands_for(0.0), lambda: bands_for(2.0), lambda: MinHash(permutations=0), lambda: MinHash(n=-1),
+    lambda: MinHash(unit="word"), lambda: repeated_passages(["a"], 0), lambda: overlap(["a"], [], 0), lambda: fit_contaminated([]),
+    lambda: NearDuplicates(-1), lambda: candidate_pairs(np.zeros((2, 4), np.uint32), 3, 2), lambda: bands_for(0.5, 0),
+    lambda: candidate_pairs(np.zeros((2, 4), np.uint32), 0, 2), lambda: candidate_pairs(np.zeros((2, 4), np.uint32), 2, 2, reach=-1),
+])
+def test_numbers_that_are_none_are_refused(call):
+    with pytest.raises(CleaningError): call()

@@ -88,6 +88,33 @@ def test_a_set_that_holds_just_enough_is_enough(p, kept):
     assert [int(keep_top_p(uneven, q).isfinite().sum()) for q in (.4, .5, .6, .75, .8, .875)] == [1, 1, 2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("at", [0.0, 100.0, 1e4])
+def test_filters_and_those_of_transformers_at_ties_and_large_scores(at):
+    "What is the same, and what is not: of equals at the border `keep_typical` keeps as many as are needed, transformers all."
+    from transformers.generation import logits_process as theirs
+
+    generator, fewer = torch.Generator().manual_seed(0), 0
+    for _ in range(300):
+        logits = torch.randint(-3, 4, (1, 9), generator=generator) + at  # whole numbers: many are equal, and all are exact
+        p = float(torch.rand((), generator=generator).clamp(0.01, 0.99))
+        assert torch.equal(keep_min_p(logits, p), theirs.MinPLogitsWarper(p)(None, logits))
+        ours, other = keep_typical(logits, p)[0], theirs.TypicalLogitsWarper(p)(None, logits)[0]
+        kept, equals = ours.isfinite(), other.isfinite() & ~ours.isfinite()
+        assert not (kept & ~other.isfinite()).any() and set(logits[0, equals].tolist()) <= set(logits[0, kept].tolist())
+        for score in set(logits[0, equals].tolist()):
+            place = (logits[0] == score).nonzero()[:, 0]
+            assert kept[place].tolist() == sorted(kept[place].tolist(), reverse=True)  # the lowest ids
+        fewer += bool(equals.any())
+    assert fewer > 10
+
+
+def test_min_p_is_exact_however_large_the_scores_are():
+    for at in (0.0, 1e4, -1e6, 1e7):
+        logits = torch.tensor([[0.0, -2.0, -3.0]]) + at
+        for p, kept in ((0.13, 2), (0.14, 1), (0.05, 2), (0.049, 3)):  # exp(-2) = .1353, exp(-3) = .0498
+            assert int(keep_min_p(logits, p).isfinite().sum()) == kept, (at, p)
+
+
 def test_frequency_counts_and_presence_does_not():
     logits, counts = torch.zeros(1, 4), torch.tensor([[0.0, 1.0, 3.0, 0.0]])
     config = SamplingConfig(frequency_penalty=0.5, presence_penalty=2.0)
@@ -342,3 +369,10 @@ def test_bad_calls(bytes_):
     broken = transformer()
     with torch.no_grad(): broken.out.weight.fill_(math.nan)
     with pytest.raises(GenerationError, match="scores are NaN"): generate(broken, [1], GREEDY)
+
+
+def test_ids_that_the_tokenizer_lacks_are_cut_off():
+    from lmbook.generation import known_to
+
+    size = ByteTokenizer().vocab_size
+    assert known_to(ByteTokenizer(), torch.zeros(2, size + 40)).shape == (2, size) and known_to(None, torch.zeros(2, 9)).shape == (2, 9)

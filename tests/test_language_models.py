@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch import nn
 
 from lmbook import language_models, perplexity
 from lmbook.generation import SamplingConfig, generate
+from lmbook.grammar import WORD
 from lmbook.language_models import (
     SMOOTHING,
     LanguageModelError,
@@ -28,8 +31,8 @@ from lmbook.language_models import (
     count_ngrams,
     estimate_discounts,
 )
-from lmbook.perplexity import Dependency, Evaluation, choice_nats, dependencies, evaluate, floor
-from lmbook.small_world import WORD, SmallWorld, SmallWorldConfig
+from lmbook.perplexity import Dependency, DependencyKind, Evaluation, choice_nats, dependencies, evaluate, floor
+from lmbook.small_world import SmallWorld, SmallWorldConfig, SmallWorldError
 
 BOS, EOS = 0, 1
 
@@ -688,7 +691,7 @@ def test_at_a_dependency_only_one_option_is_possible(config):
     world = SmallWorld(config)
     kinds = Counter()
     for text in world.texts("test", n=40):
-        for place in dependencies(world, [text]):
+        for place in dependencies(world, [text], get_args(DependencyKind)):
             kinds[place.kind] += 1
             assert text.startswith(place.prefix + place.options[0])
             assert len(set(place.options)) == len(place.options) and place.distance >= 1
@@ -697,8 +700,45 @@ def test_at_a_dependency_only_one_option_is_possible(config):
             if place.kind == "place":  # things are hidden in every other spot of the list only
                 spots = {row["en"] for row in world.grammar.lexicon["spot"] if row["half"] == "a"}
                 assert {option.strip() for option in place.options} <= spots
-    assert min(kinds[kind] for kind in ("agreement", "pronoun", "place")) >= 5
+    assert min(kinds[kind] for kind in get_args(DependencyKind)) >= 5, kinds
     assert "no English story" in message(dependencies, world, ["Ann sang."])
+
+
+def test_only_the_kinds_that_are_asked_for():
+    world = SmallWorld(SmallWorldConfig(limit=5))
+    texts = list(world.texts("valid", n=20))
+    every = dependencies(world, texts, get_args(DependencyKind))
+    for kind in get_args(DependencyKind): assert dependencies(world, texts, [kind]) == [place for place in every if place.kind == kind]
+    assert dependencies(world, texts) == [place for place in every if place.kind in ("agreement", "pronoun", "place")]
+    assert "no kind='names'" in message(dependencies, world, texts, ["names"])
+
+
+def test_what_is_named_again_by_hand():
+    world = SmallWorld(SmallWorldConfig(limit=4))
+    seen = set()
+    for text in world.texts("test", n=60):
+        for place in dependencies(world, [text], ["name", "object", "number", "town", "country"]):
+            right = place.options[0].strip()
+            if place.kind == "name": assert re.search(rf"\b{right}\b", place.prefix), place
+            if place.kind == "town": assert f" {right}" in place.prefix or place.prefix.startswith(right)
+            if place.kind == "number" and place.prefix.endswith(" had"):  # what is left is not written anywhere before: it is a difference
+                n, m = (re.search(pattern, text)[1] for pattern in (r"had ([\w-]+) [\w ]+ for sale", r"asked for ([\w-]+) of"))
+                [row] = [row for row in world.grammar.lexicon["take"] if row["of"] == n and row["en"] == m]
+                assert right == row["rest"]
+                decided = WORD.findall(place.prefix)[-place.distance]
+                assert decided == m
+                seen.add("rest")
+            seen.add(place.kind)
+    assert seen == {"name", "object", "number", "town", "country", "rest"}
+
+
+def test_no_name_is_the_beginning_of_anything_else():
+    "So where a sentence begins with a name, no other name can stand: names begin no other sentence, and objects are no jobs."
+    lexicon = SmallWorld().grammar.lexicon
+    starts = {form.split()[0].capitalize() for name in ("when", "sky", "event", "number") for form in (row["en"] for row in lexicon[name])}
+    assert not starts & {row["en"] for row in lexicon["given"]}
+    assert not {row["en"] for row in lexicon["object"]} & {row["en"] for row in lexicon["job"]}
+    assert not {row["en"] for row in lexicon["hide"]} & {row["past"] for row in lexicon["deal"]}
 
 
 def test_distances_by_hand():
@@ -763,9 +803,60 @@ def test_texts_of_another_world_are_refused_though_this_one_could_tell_them():
     texts = list(small.texts("test", n=60))
     assert "other settings" in message(floor, large, texts)
     assert floor(large, texts, sample=False).documents == 60 and floor(small, texts).documents == 60
-    assert floor(large, texts[:10]).documents == 10  # so few could be chance
+    assert "e**" in message(floor, large, texts[:4])
+    assert floor(large, texts[:1]).documents == 1  # one could be chance
     own = list(large.texts("test", n=40))
     assert floor(large, own * 30).documents == 1200  # what is said twice is no further evidence
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_two_stories_of_a_small_world_are_told_from_the_default_one(lang):
+    world, small = SmallWorld(), SmallWorld(SmallWorldConfig(limit=3))
+    two = list(small.texts("test", lang, n=2))
+    assert world.smaller_world(two, lang)[0] <= 3
+    assert "of limit=3 than in this one" in message(floor, world, two, lang)
+    assert "of limit=3 than in this one" in message(floor, world, list(small.texts("test", lang, n=200)), lang)
+    assert floor(world, two, lang, sample=False).documents == floor(small, two, lang).documents == 2
+    own = list(world.texts("test", lang, n=300, start=500))
+    assert max(world.smaller_world(own[i : i + 3], lang)[1] for i in range(0, 300, 3)) < 10  # 20.7 are needed
+
+
+def test_what_a_smaller_world_is_and_how_much_likelier():
+    "By definition: the log-probabilities in both worlds, less the price of having looked for the limit."
+    world, small = SmallWorld(SmallWorldConfig(limit=9)), SmallWorld(SmallWorldConfig(limit=2))
+    texts = list(small.texts("valid", n=4))
+    gain = sum(small.log_prob(text) - world.log_prob(text) for text in texts)
+    assert world.smaller_world(texts) == (2, pytest.approx(gain - math.log(9), abs=1e-6)) and gain > 10
+    assert small.smaller_world(texts)[1] == 0
+    with pytest.raises(SmallWorldError, match="no story of this world"): world.smaller_world(["Ann sang."])
+
+
+def test_a_story_beyond_the_limit_is_refused_by_itself():
+    large, small = SmallWorld(), SmallWorld(SmallWorldConfig(limit=2))
+    for text in large.texts("test", n=5): assert "Text 0 is not of this world" in message(floor, small, [text], sample=False)
+
+
+def test_another_seed_is_no_other_world():
+    one, other = SmallWorld(SmallWorldConfig(0, 4)), SmallWorld(SmallWorldConfig(7, 4))
+    texts = list(other.texts("test", n=40))
+    assert floor(one, texts).nats == floor(other, texts).nats
+
+
+def test_documents_are_told_by_what_they_hold_not_by_their_length():
+    world = SmallWorld(SmallWorldConfig(limit=3))
+    texts = list(world.texts("test", n=6))
+    model = NGram.fit([[0, 1, 2]], 3, NGramConfig(2))
+    def scored(rows: list) -> Evaluation: return evaluate(model, rows)
+
+    rows = [[0, 1, 2, 1], [0, 2, 2, 1]]
+    assert scored(rows).excess(scored([list(row) for row in rows])).value == 0
+    for others in ([rows[1], rows[0]], [[0, 1, 2, 2], rows[1]]):
+        assert "The ids of document 0 differ" in message(scored(rows).excess, scored(others))
+    ground = floor(world, texts)
+    assert "Document 0 is another one" in message(ground.excess, floor(world, texts[::-1]), "documents")
+    letters = SimpleNamespace(encode=lambda text: [2 for _ in text.split()])
+    pair = [evaluate(model, [text], letters, bos_id=0, eos_id=1) for text in ("x y", "y x")]
+    assert "Document 0 is another one" in message(pair[0].excess, pair[1])
 
 
 def test_the_floor_says_sentences():
@@ -807,3 +898,11 @@ def test_an_oracle_sits_on_the_floor(lang):
     texts, oracle = list(world.texts("test", lang, 30)), Sentences(world, lang)
     gap = evaluate(oracle, texts, oracle, eos=False, bos_id=0).excess(floor(world, texts, lang), "documents")
     assert abs(gap.value) < 1e-12 and gap.standard_error < 1e-12
+
+
+def test_documents_without_a_scored_token_do_not_narrow_the_error():
+    "Planted: the number of all rows in place of those that hold something."
+    from lmbook.perplexity import _ratio
+
+    x, y = np.array([1.0, 4.0, 2.0]), np.array([2.0, 3.0, 2.0])
+    assert _ratio(np.append(x, [0.0] * 9), np.append(y, [0.0] * 9)) == _ratio(x, y)

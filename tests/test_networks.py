@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,24 +17,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lmbook.networks import (
-    ACTIVATIONS,
+from lmbook.deep_networks import (
     MLP,
     NORMS,
     SCHEMES,
     LayerNorm,
     MLPConfig,
-    NetworkError,
     NeuralNGram,
     NeuralNGramConfig,
+    Norm,
     RMSNorm,
-    Value,
-    cross_entropy,
-    gradient_check,
+    Scheme,
     init_weights,
-    log_softmax,
     signal_by_depth,
 )
+from lmbook.networks import ACTIVATIONS, Activation, NetworkError, Value, cross_entropy, gradient_check, log_softmax
 
 
 def rand(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -244,6 +242,19 @@ def test_input_of_another_width(make):
     with pytest.raises(NetworkError, match=r"shape \(2, 7\), but this network was made for a last axis of 8"): make(8)(rand(2, 7))
     with pytest.raises(NetworkError, match=r"shape \(\)"): make(8)(torch.tensor(1.))
     with pytest.raises(NetworkError, match="torch.int64, a network computes with floats"): make(8)(torch.zeros(2, 8, dtype=torch.long))
+
+
+@pytest.mark.parametrize("norm", [LayerNorm, RMSNorm])
+def test_norms_of_no_width_and_odd_epsilons(norm):
+    for width in (-2, 0, 2.5):
+        with pytest.raises(NetworkError, match="d_model=.* must be a whole number, at least 1"): norm(width)
+    with pytest.raises(NetworkError, match="eps=-1 must be at least 0"): norm(4, eps=-1)
+
+
+def test_the_choices_are_the_tables():
+    assert set(get_args(Scheme)) == set(SCHEMES)
+    assert set(get_args(Norm)) == set(NORMS)
+    assert set(get_args(Activation)) == set(ACTIVATIONS)
 
 
 # ---------------------------------------------------------------- initialisation
@@ -474,5 +485,5 @@ def test_neural_ngram_config_says_what_is_wrong(options, says):
 def test_import_is_light():
     "Drawing needs matplotlib, and only drawing."
     root = Path(__file__).parent.parent
-    code = "import sys, lmbook.networks; print(sorted({'matplotlib', 'datasets', 'lmbook.language_models'} & set(sys.modules)))"
+    code = "import sys, lmbook.deep_networks; print(sorted({'matplotlib', 'datasets', 'lmbook.language_models'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True).stdout.strip() == "[]"

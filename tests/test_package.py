@@ -37,7 +37,10 @@ from docs import build, stage
 
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
-EXTRAS = {"corpora", "cleaning", "tokenization", "tensorboard", "ray", "book", "docs", "parity", "compiled", "test", "dev"}
+EXTRAS = {
+    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "ray", "book", "docs", "parity", "harness", "compiled", "test",
+    "dev",
+}  # fmt: skip
 NBDEV = {"nbdev": "==2.4.14", "fastcore": "<2", "execnb": "<0.2", "ghapi": "<2"}  # the last that reads settings.ini, and what it needs
 MODULES = sorted(p.stem for p in (ROOT / "lmbook").glob("*.py") if p.stem[0] != "_")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -212,7 +215,7 @@ def test_importing_the_package_loads_nothing_else():
     assert "numpy" in newly_imported("import lmbook.corpora"), "this test would not see a module that is loaded"
 
 
-@pytest.mark.parametrize("module", [m for m in MODULES if m in ("claims", "corpora", "small_world")])
+@pytest.mark.parametrize("module", [m for m in MODULES if m in ("claims", "corpora", "grammar", "small_world")])
 def test_chapters_about_text_do_not_load_torch(module: str):
     assert not newly_imported(f"import lmbook.{module}") & {"torch", "matplotlib", "datasets", "pandas", "pyarrow", "IPython"}
 
@@ -304,12 +307,12 @@ def test_an_export_that_was_forgotten_is_noticed(copied: Path):
 
 
 def test_a_notebook_that_changed_is_noticed(copied: Path):
-    path = copied / "nbs" / "11_small_world.ipynb"
+    path = copied / "nbs" / "04_grammar.ipynb"
     page = nbformat.read(path, as_version=4)
     cell = next(c for c in page.cells if c.source.startswith("#| export") and "def phrase" in c.source)
     cell.source += "\n\ndef added() -> int: return 1"
     nbformat.write(page, path)
-    assert "lmbook/small_world.py: differs" in tools.notebooks.export_differences()
+    assert "lmbook/grammar.py: differs" in tools.notebooks.export_differences()
 
 
 # ------------------------------------------------------------------------------------------------------------------------------- the pins
@@ -347,8 +350,8 @@ def test_the_extras_build_on_each_other():
     below = {extra: {e for r in requirements(extra) if r.name == "lmbook" for e in r.extras} for extra in EXTRAS}
     assert below["cleaning"] == {"corpora"} and below["ray"] == {"cleaning"}
     assert (
-        below["book"] == {"cleaning", "tokenization", "tensorboard"}
-        and below["test"] == {"book", "parity", "ray"}
+        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed"}
+        and below["test"] == {"book", "parity", "ray", "harness"}
         and below["dev"] == {"book", "docs", "test"}
     )
     assert {r.name for r in requirements()} == CORE
@@ -373,7 +376,7 @@ def test_the_ten_lines_of_the_readme_run(tmp_path: Path):
     code = library_example()
     assert sum(bool(line.strip()) for line in code.split("\n")) <= 10 and "minutes=1" in code
     out = python("-c", code.replace("minutes=1", "steps=5"), cwd=tmp_path, PYTHONIOENCODING="utf-8", TQDM_DISABLE="1").splitlines()
-    assert re.fullmatch(r"\d\.\d\d bits per byte; no model can go below 0\.\d\d", out[-1])
+    assert re.fullmatch(r"\d\.\d\d bits per byte; the grammar itself pays 0\.\d\d for these stories", out[-1])
     assert (
         len((tmp_path / "stories.txt").read_text(encoding="utf-8").splitlines()) == 1000
         and (tmp_path / "runs" / "stories" / "README.md").exists()
@@ -396,7 +399,7 @@ def test_every_line_of_the_command_in_the_readme_is_one(tmp_path: Path):
 
     [block] = re.findall(r"## A model of your own text\n\n```bash\n(.*?)```", README, re.DOTALL)
     words = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
-    assert [w[:2] for w in words] == [["lmbook", c] for c in ("train", "generate", "evaluate", "tokenize")]
+    assert [w[:2] for w in words] == [["lmbook", c] for c in ("train", "generate", "evaluate", "evaluate", "tokenize")]
     for line in words: _parser().parse_args(line[1:])
 
 

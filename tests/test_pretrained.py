@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lmbook.checkpoints import load_weights, save_weights
-from lmbook.pretrained import LAYOUTS, load_pretrained, save_pretrained
+from lmbook.pretrained import LAYOUTS, load_classifier, load_pretrained, save_pretrained
 from lmbook.tokenization import CharTokenizer
 from lmbook.tokenizer_files import load_tokenizer
-from lmbook.transformer import Transformer, TransformerConfig, TransformerError
+from lmbook.transformer import Classifier, ClassifierConfig, Transformer, TransformerConfig, TransformerError
 from tests.models import CASES, SIZES, VARIANTS, SlowCache, V, close, given_source, ids, make
 
 # ---------------------------------------------------------------- files of our own
@@ -151,7 +151,7 @@ def broken(folder, tensors) -> dict[str, object]:
         "has no hidden_size, which a model of type 'llama' needs": lambda: edit(folder, hidden_size="gone"),
         "n_head=5 does not divide": lambda: edit(folder, num_attention_heads=5, num_key_value_heads=5, head_dim=None),
         "must be a whole number": lambda: edit(folder, hidden_size="wide"),
-        "a field of the wrong type": lambda: edit(folder, attention_dropout="much"),
+        "dropout='much' must be at least 0": lambda: edit(folder, attention_dropout="much"),
         "a field of the wrong type: unsupported operand": lambda: edit(folder, rope_scaling="linear"),
         "a field of the wrong type: could not convert": lambda: edit(folder, rope_parameters={"rope_theta": "far"}),
         "is torn, or no safetensors file": lambda: weights.write_bytes(weights.read_bytes()[:-100]),
@@ -258,7 +258,7 @@ def test_every_field_is_kept_or_refused(tmp_path):
 # ---------------------------------------------------------------- files of others
 
 
-def theirs(name: str, seed: int = 0, body: bool = False, **changes):
+def theirs(name: str, seed: int = 0, body: bool = False, end: str = "", **changes):
     "A small random model of `transformers`."
     t = pytest.importorskip("transformers")
     kinds = {
@@ -276,6 +276,7 @@ def theirs(name: str, seed: int = 0, body: bool = False, **changes):
     config, model = kinds[name]
     bodies = {"gpt2": t.GPT2Model, "bert": t.BertModel, "llama": t.LlamaModel, "mistral": t.MistralModel, "qwen2": t.Qwen2Model}
     if body: model = bodies[name]
+    if end: model = getattr(t, bodies[name].__name__.removesuffix("Model") + end)
     torch.manual_seed(seed)
     made = model(config(vocab_size=V, **{**sizes, **changes}))
     with torch.no_grad():
@@ -537,6 +538,133 @@ def test_what_cannot_be_read_is_named(name, change, tmp_path):
     save_pretrained(make("encoder" if name == "bert" else "decoder", name), tmp_path, name)
     edit(tmp_path, **change)
     with pytest.raises(TransformerError, match=f"config.json says {next(iter(change))}="): load_pretrained(tmp_path)
+
+
+# ---------------------------------------------------------------- classifiers
+
+ENDS = {"text": "ForSequenceClassification", "token": "ForTokenClassification"}
+FAMILIES = ("gpt2", "bert", "llama", "mistral", "qwen2")
+
+
+def padded() -> tuple[torch.Tensor, torch.Tensor]:
+    "Texts that end in padding of 0, which stands nowhere else."
+    x, there = ids(3, 9).clamp(min=1), torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 8 + [0]])
+    return x * there, there
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("level", ENDS)
+@torch.no_grad()
+def test_classifiers_are_those_of_transformers(name, level, tmp_path):
+    labels = {0: "no", 1: "perhaps", 2: "yes"}
+    other = theirs(name, end=ENDS[level], pad_token_id=0, id2label=labels, label2id={v: k for k, v in labels.items()})
+    other.save_pretrained(tmp_path / "a")
+    x, there = padded()
+    model, full = load_classifier(tmp_path / "a"), ids(2, 9).clamp(min=1)
+    assert model.config.labels == ("no", "perhaps", "yes") and model.config.level == level and not model.training
+    close(model(full), other(full).logits, 1e-4)
+    want, got = other(x, attention_mask=there).logits, model(x, segments=there)
+    rows = slice(None) if level == "text" else there > 0
+    close(got[rows], want[rows], 1e-4)
+    if name == "bert": close(model(full, types=full % 2), other(full, token_type_ids=full % 2).logits, 1e-4)
+    left, seen = torch.stack([row.roll(9 - int(n)) for row, n in zip(x, there.sum(1))]), there.flip(1)
+    if level == "text": close(model(left, segments=seen), got, 1e-4)
+
+    save_pretrained(model, tmp_path / "b", name)  # and back
+    back, info = type(other).from_pretrained(tmp_path / "b", output_loading_info=True)
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")) and back.config.id2label == labels
+    before, after = other.state_dict(), back.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+    back.config.pad_token_id = 0
+    close(back.eval()(x, attention_mask=there).logits[rows], want[rows], 1e-4)
+    save_pretrained(model, tmp_path / "c")  # and through our own
+    for folder in "bc":
+        again = load_classifier(tmp_path / folder)
+        assert again.config == model.config and torch.equal(again(x, segments=there), got)
+
+
+@torch.no_grad()
+def test_what_classifiers_leave_out_or_carry_too_much(tmp_path):
+    "Two labels have no id2label in their file; old classifiers of tokens have a pooler that nothing reads."
+    other = theirs("bert", end=ENDS["token"])
+    other.save_pretrained(tmp_path)
+    want, weights = other(ids(2, 5)).logits, load_file(tmp_path / "model.safetensors")
+    pooler = {"bert.pooler.dense.weight": torch.ones(32, 32), "bert.pooler.dense.bias": torch.ones(32)}
+    save_file({**weights, **pooler}, tmp_path / "model.safetensors")
+    edit(tmp_path, id2label="gone", label2id="gone")
+    model = load_classifier(tmp_path)
+    close(model(ids(2, 5)), want, 1e-4)
+    assert model.config.labels == ("LABEL_0", "LABEL_1") and model.config.dropout == 0.1
+    edit(tmp_path, classifier_dropout=0.3)
+    assert load_classifier(tmp_path).config.dropout == 0.3
+    model.train()
+    assert not torch.equal(model(ids(2, 5)), model(ids(2, 5)))
+
+
+@torch.no_grad()
+def test_heads_of_another_kind_are_refused_in_one_sentence(tmp_path):
+    for end in ("ForQuestionAnswering", "ForMultipleChoice", "ForNextSentencePrediction"):
+        theirs("bert", end=end).save_pretrained(tmp_path / end)
+        with pytest.raises(TransformerError, match=f"architecture 'Bert{end}', which is no classifier"): load_classifier(tmp_path / end)
+    theirs("bert").save_pretrained(tmp_path / "lm")
+    with pytest.raises(TransformerError, match="BertForMaskedLM.*no classifier.*load_pretrained"): load_classifier(tmp_path / "lm")
+    save_pretrained(make(), tmp_path / "own")
+    with pytest.raises(TransformerError, match="no classification head: read it with load_pretrained"): load_classifier(tmp_path / "own")
+    theirs("bert", end=ENDS["text"]).save_pretrained(tmp_path / "text")
+    with pytest.raises(TransformerError, match="Read it with load_classifier"): load_pretrained(tmp_path / "text")
+    weights = load_file(tmp_path / "text" / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "pooler" not in k}, tmp_path / "text" / "model.safetensors")
+    with pytest.raises(TransformerError, match="missing: bert.pooler.dense.weight, bert"): load_classifier(tmp_path / "text")
+
+
+CANNOT_JUDGE = [
+    ("bert", {"pooler": False}, "pooler=False"), ("bert", {"level": "token", "pooler": True}, "pooler=True"),
+    ("bert", {"bias": False}, "bias=False"), ("llama", {}, "bias=True"), ("llama", {"bias": False, "dropout": 0.1}, "dropout=0.1"),
+    ("gpt2", {"bias": False, "pooler": True}, "pooler=True"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("layout", "change", "says"), CANNOT_JUDGE)
+def test_a_head_that_a_layout_cannot_hold(layout, change, says, tmp_path):
+    config = ClassifierConfig(**{"labels": ("a", "b"), "pooler": layout == "bert", **change})
+    judge = Classifier(make("encoder" if layout == "bert" else "decoder", layout), config)
+    with pytest.raises(TransformerError, match=says): save_pretrained(judge, tmp_path / "x", layout)
+    assert not (tmp_path / "x").exists()
+    save_pretrained(judge, tmp_path / "own")
+    assert load_classifier(tmp_path / "own").config == config
+
+
+@pytest.mark.parametrize(("level", "change", "says"), [
+    ("text", {"segments": torch.tensor([[1, 1, 2, 2]])}, "one text a row"),
+    ("text", {"segments": torch.zeros(1, 4)}, "nothing but padding"),
+    ("token", {"segments": torch.ones(1, 5)}, "shape of the ids"), ("text", {"types": torch.ones(1, 4)}, "marks no kinds"),
+])  # fmt: skip
+def test_texts_that_cannot_be_judged(level, change, says):
+    judge = Classifier(make(), ClassifierConfig(("a", "b"), level))
+    with pytest.raises(TransformerError, match=says): judge(ids(1, 4), **change)
+    with pytest.raises(TransformerError, match="encoder-decoder"): Classifier(make("encoder-decoder"), ClassifierConfig(("a",)))
+    for wrong in ({"labels": ()}, {"labels": (1, 2)}, {"labels": ("a",), "level": "word"}, {"labels": ("a",), "dropout": 1.5}):
+        with pytest.raises(TransformerError): ClassifierConfig(**wrong)
+
+
+@pytest.mark.parametrize("layout", ("bert", "llama", "lmbook"))
+@torch.no_grad()
+def test_no_value_of_a_heads_field_ends_in_an_error_of_another_kind(layout, tmp_path):
+    judge = Classifier(make("encoder" if layout == "bert" else "decoder", "llama" if layout == "lmbook" else layout),
+                       ClassifierConfig(("a", "b"), pooler=layout == "bert", bias=layout != "llama"))  # fmt: skip
+    save_pretrained(judge, tmp_path, layout)
+    whole = (tmp_path / "config.json").read_text()
+    odd = (*BAD_VALUES, ["BertModel", "x"], ["BertForSequenceClassification"], {"0": "a", "2": "b"}, {"0": 1, "1": 2}, {"x": "y"}, [["a"]])
+    own = [{"classifier": {**json.loads(whole).get("classifier", {}), name: value}}
+           for name in ("labels", "level", "pooler", "bias", "dropout", "more") for value in odd]  # fmt: skip
+    fields = ("id2label", "num_labels", "architectures", "classifier_dropout", "classifier")
+    changes = [{name: value} for name in fields for value in odd] + own
+    for change in changes:
+        edit(tmp_path, **change)
+        try: load_classifier(tmp_path)(ids(1, 4))
+        except TransformerError: pass
+        (tmp_path / "config.json").write_text(whole)
+    load_classifier(tmp_path)
 
 
 def test_reading_works_without_transformers(tmp_path):

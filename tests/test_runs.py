@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -10,8 +9,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import warnings
-from collections import Counter
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,14 +16,11 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from lmbook.batches import TokenStream
 from lmbook.generation import SamplingConfig
 from lmbook.pretrained import save_pretrained
 from lmbook.runs import (
-    _MANY,
     Run,
     RunConfig,
     RunError,
@@ -34,13 +28,12 @@ from lmbook.runs import (
     make_tokenizer,
     muon_and_adamw,
     plan_steps,
-    read_texts,
     seconds_per_step,
     sort_settings,
-    split_texts,
     train_run,
 )
 from lmbook.small_world import SmallWorld, SmallWorldConfig
+from lmbook.sources import split_texts
 from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer
 from lmbook.tokenizer_files import SentencePieceTokenizer
 from lmbook.training import TrainConfig, TrainingError, read_log
@@ -167,75 +160,6 @@ def test_settings_reach_model_and_training(text: Path, tmp_path: Path, optimizer
 # -------------------------------------------------------------------------------------------------------------- texts
 
 
-def test_sources_of_all_kinds_are_the_same_text(text: Path, tmp_path: Path):
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for i, story in enumerate(STORIES): (folder / f"{i:03}.txt").write_text(story, encoding="utf-8")
-    with gzip.open(packed := tmp_path / "mine.jsonl.gz", "wt", encoding="utf-8") as stream:
-        stream.writelines(json.dumps({"body": story}) + "\n" for story in STORIES)
-    lines, files = RunConfig(text=(str(text),), by="line"), RunConfig(text=(str(folder),))
-    for source in (lines, files, RunConfig(text=(str(packed),), column="body")): assert read_texts(source) == STORIES
-    whole = read_texts(RunConfig(text=(str(text),)))
-    assert len(whole) == 1 and whole[0].split() == " ".join(STORIES).split()
-    assert len(read_texts(RunConfig(text=(str(text), str(text)), by="line"))) == 120
-
-
-def test_more_text_than_wanted_is_not_read(text: Path):
-    said: list[str] = []
-    texts = read_texts(RunConfig(text=(str(text),), by="line", megabytes=0.01), said.append)
-    assert sum(map(len, texts)) == 10_000 and texts[:-1] == STORIES[: len(texts) - 1] and "0.01 MB" in said[0]
-    assert [len(t) for t in read_texts(RunConfig(text=(str(text),), megabytes=0.002))] == [2000]  # of one long document the beginning
-
-
-some_text = st.text(st.characters(codec="utf-8"), min_size=1, max_size=80)
-
-
-@pytest.mark.filterwarnings("ignore:.*are held out, where")
-@given(st.lists(some_text, min_size=1, max_size=120), st.floats(0.02, 0.6), st.integers(0, 5))
-def test_what_is_held_out_and_what_is_kept_are_the_text(texts: list[str], share: float, seed: int):
-    kept, out = split_texts(texts, share, seed)
-    if len(texts) >= _MANY:
-        whole = Counter(kept + out)
-        cut = whole - Counter(texts)  # of one document the beginning is kept and the end is held out
-        assert not cut or list((Counter(texts) - whole).values()) == [1] and sum(cut.values()) <= 2
-        assert sum(map(len, kept + out)) <= sum(map(len, texts))
-    else:
-        size = sum(map(len, texts))
-        assert sum(map(len, kept)) <= size
-        for text in texts: assert any(text.startswith(k) for k in kept) or len(text) < 2
-    assert all(kept) and all(t.strip() for t in out)
-
-
-@pytest.mark.parametrize("spread", ["equal", "wide", "one large", "one large in Chinese", "two"])
-@pytest.mark.parametrize("share", [0.05, 0.3])
-def test_the_share_is_met_whatever_the_sizes(spread: str, share: float):
-    for seed in range(8):
-        rng = np.random.default_rng(seed)
-        if spread == "equal": texts = ["A story of few words.\n\n" * 10] * 40
-        elif spread == "wide": texts = ["A story of few words.\n\n" * int(5 + 40 * n) for n in rng.pareto(0.8, 60).clip(0, 1000)]
-        elif spread == "two": texts = ["It goes on and on. " * n for n in (30, 8000)]
-        else:
-            novel = "小说很长。" * 40_000 if "Chinese" in spread else "The novel goes on.\n\n" * 20_000
-            texts = [novel] + [f"Note {i}." for i in range(19)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            kept, out = split_texts(texts, share, seed)
-        total = sum(map(len, texts))
-        assert share / 2 < sum(map(len, out)) / total < 2 * share and sum(map(len, kept + out)) == total
-        if spread == "wide": assert all(piece.endswith("\n\n") for piece in kept + out)  # cut at a paragraph
-
-
-def test_a_share_that_cannot_be_met_is_said():
-    with pytest.warns(UserWarning, match="0 of 4 characters are held out, where 5% was asked for"): split_texts(["word"])
-
-
-def test_the_share_is_about_what_was_asked_for():
-    kept, out = split_texts(STORIES, 0.2)
-    assert 0.15 < sum(map(len, out)) / sum(map(len, STORIES)) < 0.3
-    [kept], [out] = split_texts([" ".join(STORIES)], 0.2)
-    assert kept + out == " ".join(STORIES) and kept.endswith(" ") and 0.19 < len(out) / len(kept + out) < 0.21
-
-
 def test_tokenizers(tmp_path: Path):
     assert isinstance(make_tokenizer(STORIES, "chars"), CharTokenizer) and isinstance(make_tokenizer(STORIES, "bytes"), ByteTokenizer)
     assert make_tokenizer(STORIES).vocab_size == 512 and make_tokenizer(STORIES, vocab_size=300).vocab_size == 300
@@ -338,7 +262,6 @@ def test_a_config_says_what_is_wrong():
         with pytest.raises(RunError, match=re.escape(said)): RunConfig(**changes)
     with pytest.raises(RunError, match=r"Did you mean lr\?"): sort_settings({"d_model": 3, "lrr": 1})
     assert sort_settings({"d_model": 3, "lr": 1}) == {"model": {"d_model": 3}, "train": {"lr": 1}}
-    with pytest.raises(RunError, match="name a file"): read_texts(RunConfig())
     with pytest.raises(TrainingError): TrainConfig(steps=0)
 
 
@@ -522,7 +445,25 @@ def test_what_killed_processes_left_is_known_and_swept(text: Path, tmp_path: Pat
     assert not list((tmp_path / "run").glob(".*"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".notes.md").write_text("mine")
-    with pytest.raises(RunError, match="other things"): train_run(config(text, steps=2), tmp_path / "mine")
+    with pytest.raises(RunError, match=r"other things \(\.notes\.md\)"): train_run(config(text, steps=2), tmp_path / "mine")
+
+
+@pytest.mark.parametrize("name", ["run.json.abc", "model.safetensors.tmp123", "README.md.x", ".config.json.1", "tokenizer.json.a8_xq2k1"])
+def test_what_only_looks_like_a_temporary_file_is_swept_where_nothing_is_lost(name: str, text: Path, tmp_path: Path):
+    left = tmp_path / name
+    left.touch()
+    train_run(config(text, steps=1), tmp_path)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["run.json.abc", "README.md.old", "run.json.d", "notes.txt.abc", "step-000004.zip"])
+def test_what_is_somebody_elses_is_named(name: str, text: Path, tmp_path: Path):
+    if name.endswith(".d"): (tmp_path / name).mkdir()
+    else: (tmp_path / name).write_text("precious")
+    with pytest.raises(RunError, match=rf"other things \({re.escape(name)}\).*move them away"): train_run(config(text, steps=1), tmp_path)
+    (tmp_path / "zz").touch()
+    with pytest.raises(RunError, match=rf"\({re.escape(name)} and 1 more\)"): train_run(config(text, steps=1), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([name, "zz"])
 
 
 class Killed(BaseException):
@@ -569,7 +510,7 @@ def test_killed_at_any_moment_a_run_can_be_loaded_or_goes_on(text: Path, tmp_pat
 
 def test_two_processes_do_not_train_in_one_folder(folder: Path, text: Path, tmp_path: Path):
     run = Path(shutil.copytree(folder, tmp_path / "run"))
-    hold = "import sys; from lmbook.checkpoints import claim; held = claim(sys.argv[1]); print('held', flush=True); input()"
+    hold = "import sys; from lmbook.core import claim; held = claim(sys.argv[1]); print('held', flush=True); input()"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     other = subprocess.Popen([sys.executable, "-c", hold, str(run)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
@@ -606,56 +547,6 @@ def test_a_file_system_that_is_full_at_the_end_is_said(text: Path, tmp_path: Pat
     monkeypatch.setattr("lmbook.runs.save_pretrained", full)
     with pytest.raises(RunError, match="model.safetensors cannot be written: .*No space left.*the same command goes on"):
         train_run(config(text, steps=2), tmp_path / "run")
-
-
-# -------------------------------------------------------------------------------------------------------------- sources
-
-
-def test_text_of_any_suffix_and_from_a_pipe(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    said: list[str] = []
-    odd = Path(shutil.copy(text, tmp_path / "story.rst"))
-    assert read_texts(RunConfig(text=str(odd), by="line"), said.append) == STORIES and "read as plain text" in said[0]
-    import io
-
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + text.read_bytes())))
-    assert read_texts(RunConfig(text="-", by="line")) == STORIES
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("长夜漫漫".encode("gb18030"))))
-    with pytest.raises(ValueError, match="standard input: byte 0"): read_texts(RunConfig(text="-"))
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("长夜漫漫".encode("gb18030"))))
-    assert read_texts(RunConfig(text="-", encoding="gb18030")) == ["长夜漫漫"]
-    (tmp_path / "rows.csv").write_text("text;n\nA goat, asleep;1\n")
-    assert read_texts(RunConfig(text=str(tmp_path / "rows.csv"), separator=";")) == ["A goat, asleep"]
-    (tmp_path / "rows.jsonl").write_text('{"text": "good"}\nbad\n')
-    assert read_texts(RunConfig(text=str(tmp_path / "rows.jsonl"), on_error="skip"), said.append) == ["good"]
-    assert "passed over: 1 x malformed row" in said[-1]
-
-
-def test_what_was_passed_over_is_said(tmp_path: Path):
-    (tmp_path / "code").mkdir()
-    for name in ("a.py", "b.py", "c.html"): (tmp_path / "code" / name).write_text("text")
-    with pytest.raises(RunError, match="2 x unknown kind .py, 1 x unknown kind .html"): read_texts(RunConfig(text=str(tmp_path / "code")))
-    (tmp_path / "code" / "d.txt").write_text("text")
-    said: list[str] = []
-    assert read_texts(RunConfig(text=str(tmp_path / "code")), said.append) == ["text"] and "unknown kind .py" in said[0]
-    (tmp_path / "feed.xml").write_text("<rss><item>News</item></rss>")
-    both = (str(tmp_path / "code"), str(tmp_path / "feed.xml"))
-    with pytest.raises(RunError, match="this one has no pages"): read_texts(RunConfig(text=both))
-
-
-def test_names_nearby_come_before_a_hub(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import lmbook.runs as runs
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runs, "read_corpus", lambda *_, **__: pytest.fail("a hub was asked"))
-    (tmp_path / "novels").mkdir()
-    shutil.copy(text, tmp_path / "en.txt")
-    shutil.copy(text, tmp_path / "novels" / "other.txt")
-    names = {"en.tx": "Did you mean en.txt?", "novel": "Did you mean novels?", "novels/othr": "Did you mean novels/other.txt?"}
-    for wrong, said in {**names, "novels/dune": "no file or folder dune in novels"}.items():
-        with pytest.raises(RunError, match=re.escape(said)): read_texts(RunConfig(text=wrong))
-    for name in ("HF_HUB_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"): monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
-    with pytest.raises(RunError, match="the hub cannot be reached"): read_texts(RunConfig(text="somebody/something"))
 
 
 def test_a_smaller_context_is_advised_only_where_it_helps(tmp_path: Path):

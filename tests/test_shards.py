@@ -30,9 +30,9 @@ from lmbook.cleaning import (
     gopher_quality,
     mask_personal_data,
     normalise,
-    strip_html,
 )
 from lmbook.corpora import to_dataset, write_jsonl
+from lmbook.markup import strip_html
 from lmbook.shards import SHARD_FORMATS, Mark, clean, funnel, read_shards, verify_manifest
 from lmbook.small_world import SmallWorld
 
@@ -84,6 +84,7 @@ PROGRAM = """
 import sys, time
 import lmbook.cleaning as c
 from lmbook.corpora import read_jsonl
+from lmbook.markup import strip_html
 from lmbook.shards import clean
 
 def slow(batch):
@@ -91,7 +92,7 @@ def slow(batch):
     return batch
 
 if __name__ == "__main__":
-    steps = [c.Rewrite(c.strip_html), slow, c.Rewrite(c.normalise), c.Drop(c.empty), c.ExactDuplicates(), slow, c.Drop(c.gopher_quality)]
+    steps = [c.Rewrite(strip_html), slow, c.Rewrite(c.normalise), c.Drop(c.empty), c.ExactDuplicates(), slow, c.Drop(c.gopher_quality)]
     clean(read_jsonl(sys.argv[1]), steps, sys.argv[2], format=sys.argv[3], shard_size=20)
 """
 
@@ -220,10 +221,27 @@ def test_other_steps_are_refused(tmp_path, first, second):
     with pytest.raises(CleaningError, match="format differ"): clean(rows(30), first, tmp_path / "out", format="csv")
 
 
+def test_two_processes_do_not_clean_into_one_folder(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    hold = "import sys; from lmbook.core import claim; held = claim(sys.argv[1]); print('held', flush=True); input()"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    other = subprocess.Popen([sys.executable, "-c", hold, str(out)], env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(CleaningError, match="Another process is cleaning into .* Wait for it, or give another folder"):
+            clean(rows(30), [Drop(empty)], out)
+        assert contents(out) == {}
+    finally: other.kill(); other.wait()
+    assert clean(rows(30), [Drop(empty)], out)["output"]["records"]  # a lock goes with its process
+    (tmp_path / "file").touch()
+    with pytest.raises(CleaningError, match="cannot be made"): clean(rows(30), [Drop(empty)], tmp_path / "file" / "inside")
+
+
 def test_a_description_does_not_depend_on_the_process():
     code = (
-        "import json; import lmbook.cleaning as c; from lmbook.shards import _describe; "
-        "steps = c.Rewrite(c.strip_html), c.Language(), c.Drop(c.gopher_quality), c.ExactDuplicates(); "
+        "import json; import lmbook.cleaning as c; from lmbook.markup import strip_html; from lmbook.shards import _describe; "
+        "steps = c.Rewrite(strip_html), c.Language(), c.Drop(c.gopher_quality), c.ExactDuplicates(); "
         "print(json.dumps([*map(_describe, steps)]))"
     )
     seen = set()
@@ -323,6 +341,7 @@ import json, sys, warnings
 import ray
 from lmbook.cleaning import *
 from lmbook.corpora import read_jsonl
+from lmbook.markup import strip_html
 from lmbook.shards import Mark
 
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")

@@ -585,3 +585,17 @@ def test_the_crawl_sees_broken_links(tmp_path):
     text = "<p id='x'></p><a href='b.html'>1</a><a href='#y'>2</a><a href='a.html#x'>3</a><a href='https://e.org'>4</a>"
     (tmp_path / "a.html").write_text(text, encoding="utf-8")
     assert broken_links(tmp_path) == ["a.html: b.html does not exist", "a.html: #y has no such anchor"]
+
+
+def test_the_mark_of_an_exported_cell_stands_above_it():
+    "MyST-NB folds a cell only if its source comes first, so the mark comes second and is moved later. Planted: it stays behind."
+    from docutils import nodes, utils
+
+    from docs._ext.cells import on_doctree_resolved
+
+    cell, source, mark = nodes.container(), nodes.literal_block("1", "1"), nodes.paragraph(classes=["exported-to"])
+    cell += [source, mark]
+    document = utils.new_document("a page")
+    document += cell
+    on_doctree_resolved(None, document, "a page")
+    assert cell.children == [mark, source]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -28,17 +29,13 @@ from hypothesis import HealthCheck, assume, given, note, settings
 from hypothesis import strategies as st
 
 from lmbook.corpora import LANGUAGES
-from lmbook.small_world import (
+from lmbook.grammar import (
     SPACE,
-    SPLITS,
     WORD,
     Choice,
     Expectations,
     Grammar,
-    SmallWorld,
-    SmallWorldConfig,
-    SmallWorldError,
-    _dice,
+    GrammarError,
     _Reader,
     derivations,
     expectations,
@@ -47,6 +44,7 @@ from lmbook.small_world import (
     replay,
     sentences,
 )
+from lmbook.small_world import SPLITS, SmallWorld, SmallWorldConfig, SmallWorldError, Split, _dice
 
 DEFAULT = SmallWorldConfig()
 HARDER = SmallWorldConfig(talk=20, nested=10)
@@ -61,6 +59,9 @@ def world() -> SmallWorld: return world_of()
 
 
 def text_of(node: tuple, lang: str) -> str: return SPACE[lang].join(sentences(node, lang))
+
+
+def test_every_split_that_may_be_asked_for_has_a_range(): assert set(SPLITS) == set(get_args(Split))
 
 
 # ---------------------------------------------------------------------------------------------------------------------- dice and choices
@@ -132,7 +133,7 @@ def test_a_choice_is_exact_in_units_of_its_dice(weights: list[int]):
 
 
 def test_an_option_that_dice_cannot_reach_is_refused():
-    with pytest.raises(SmallWorldError, match="too small"): Choice(["never", "always"], [1, 2**40])
+    with pytest.raises(GrammarError, match="too small"): Choice(["never", "always"], [1, 2**40])
 
 
 # ---------------------------------------------------------------------------------------------------- the same texts, everywhere, always
@@ -158,6 +159,11 @@ def golden_rows() -> list[str]: return [f"    {key!r}: {digest_of(*key)!r}," for
 
 def digest_of(seed: int, limit: int | None, talk: int, nested: int, split: str, lang: str) -> str:
     return digest(world_of(SmallWorldConfig(seed, limit, talk, nested)).texts(split, lang, n=40))
+
+
+def test_the_texts_of_the_hard_world_are_those_of_every_other_machine():
+    found = {lang: digest(world_of(SmallWorldConfig.hard()).texts("train", lang, n=40)) for lang in LANGUAGES}
+    assert found == {"en": "1773eb4118042e5e", "zh": "91d02bba68f1f59b"}
 
 
 @pytest.mark.parametrize("key", GOLDEN, ids=str)
@@ -253,7 +259,7 @@ class Everything:
         return out
 
 
-def piece(start: str, rows: Mapping[str, int | list[int]], talk: int = 0, nested: int = 0) -> Grammar:
+def piece(start: str, rows: Mapping[str, int | list[int]], talk: int = 0, nested: int = 0, far: int = 0) -> Grammar:
     "The real grammar with another first rule, and of each category only some rows (by number, or so many; one if it is not named)."
     data = tomllib.loads(resources.files("lmbook.data").joinpath("small_world.toml").read_text(encoding="utf-8"))
     lexicon = {}
@@ -261,7 +267,9 @@ def piece(start: str, rows: Mapping[str, int | list[int]], talk: int = 0, nested
         every = [dict(zip(table["columns"], map(str.strip, line.split("|")))) for line in table["rows"].strip().split("\n")]
         kept = rows.get(category, 1)
         lexicon[category] = [every[i] for i in kept] if isinstance(kept, list) else every[:kept]
-    return Grammar(f"piece\n  {start}\n" + data["grammar"].strip().replace("$talk", str(talk)).replace("$nested", str(nested)), lexicon)
+    text = data["grammar"].strip()
+    for name, weight in (("$talk", talk), ("$nested", nested), ("$far", far)): text = text.replace(name, str(weight))
+    return Grammar(f"piece\n  {start}\n{text}", lexicon)
 
 
 @cache
@@ -572,9 +580,10 @@ def test_scoring_agrees_with_how_the_text_was_drawn(world: SmallWorld):
 
 
 @pytest.mark.slow
-def test_closed_form_agrees_with_sampling(world: SmallWorld):
+@pytest.mark.parametrize(("config", "precise"), [(DEFAULT, 0.005), (SmallWorldConfig.hard(), 0.01)], ids=["default", "hard"])
+def test_closed_form_agrees_with_sampling(config: SmallWorldConfig, precise: float):
     "Seven means over 5,000 stories, each within three standard errors."
-    rows = []
+    rows, world = [], world_of(config)
     for _, pick in world._picks(0, 5000):
         spent = []
 
@@ -590,7 +599,7 @@ def test_closed_form_agrees_with_sampling(world: SmallWorld):
     errors = sample.std(0, ddof=1) / math.sqrt(len(sample))
     z = dict(zip(SIZES, (sample.mean(0) - sizes_of(world.expectations)) / errors))
     assert all(abs(value) < 3 for value in z.values()), z
-    assert (errors / sample.mean(0) < 0.005).all(), "a sample so small would agree with anything"
+    assert (errors / sample.mean(0) < precise).all(), "a sample so small would agree with anything"
 
 
 def test_units_of_the_floor(world: SmallWorld):
@@ -609,9 +618,35 @@ def test_settings_make_the_world_larger_and_harder():
     assert floor(talk=0).sentences < plain.sentences < floor(talk=9).sentences
     assert floor(nested=0).words < plain.words < floor(nested=9).words
     assert floor(nested=9).sentences == pytest.approx(plain.sentences)
+    assert floor(far=9).sentences > plain.sentences and floor(names=1).nats < plain.nats - 2
 
 
-@pytest.mark.parametrize(("config", "n"), [(SmallWorldConfig(), 250), (HARDER, 60), (SmallWorldConfig(5, limit=4), 100)], ids=str)
+def test_the_hard_world_reaches_farther_and_spends_less_on_names():
+    "By the closed form and by a sample: a tenth of a story's nats in the opening, where the default world spends a quarter."
+    share, reach = {}, {}
+    for name, config in (("default", DEFAULT), ("hard", SmallWorldConfig.hard())):
+        small = world_of(config)
+        prices = [small.sentence_log_probs(text) for text in small.texts("valid", n=120)]
+        share[name] = sum(p[0] for p in prices) / sum(map(sum, prices))
+        hidden = [d for d in small.documents("valid", 500) if d.genre == "lost" and d.question["en"].startswith("Where")]
+        spans = [(d.text("en"), d.answer["en"]) for d in hidden]
+        reach[name] = [len(WORD.findall(text[end : text.rfind(text[start:end])])) for text, (start, end) in spans]
+    assert share["default"] > 0.22 and share["hard"] < 0.12, share
+    assert np.median(reach["hard"]) > np.median(reach["default"]) + 8 and max(reach["hard"]) > 100 > max(reach["default"])
+
+
+def test_the_settings_of_names_keep_both_genders_and_the_most_frequent():
+    lexicon, whole = (world_of(SmallWorldConfig(names=n)).grammar.lexicon for n in (3, None))
+    for gender in "fm":
+        kept = [row["en"] for row in lexicon["given"] if row["gender"] == gender]
+        assert kept == [row["en"] for row in whole["given"] if row["gender"] == gender][:3]
+    for name in ("surname_a", "surname_b", "town_a", "town_b"): assert lexicon[name] == whole[name][:3]
+    assert lexicon["job"] == whole["job"]
+
+
+@pytest.mark.parametrize(("config", "n"), [
+    (SmallWorldConfig(), 250), (HARDER, 60), (SmallWorldConfig(5, limit=4), 100), (SmallWorldConfig.hard(2), 40),
+], ids=str)  # fmt: skip
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_text_has_one_reading(config: SmallWorldConfig, n: int, lang: str):
     small = world_of(config)
@@ -978,6 +1013,8 @@ def test_streaming_takes_constant_memory():
     ({"limit": -3}, "limit=-3 must be a whole number, at least 1"),
     ({"talk": -1}, "talk=-1 must be a whole number, at least 0"),
     ({"nested": -1}, "nested=-1 must be a whole number, at least 0"),
+    ({"far": -1}, "far=-1 must be a whole number, at least 0"),
+    ({"names": 0}, "names=0 must be a whole number, at least 1"),
     ({"seed": -1}, "seed=-1 must be a whole number, at least 0"),
     ({"seed": 2**64}, r"seed=18446744073709551616 must be below 2\*\*64"),
 ])  # fmt: skip
@@ -1031,20 +1068,20 @@ BROKEN = {  # what is wrong: the lines of the grammar after its first, "story", 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_grammar_is_refused_with_its_line(kind: str):
     lines, message = BROKEN[kind]
-    with pytest.raises(SmallWorldError, match=message): Grammar("\n".join(["story", *lines]), LEXICON)
+    with pytest.raises(GrammarError, match=message): Grammar("\n".join(["story", *lines]), LEXICON)
 
 
 def test_an_empty_grammar_is_refused():
-    with pytest.raises(SmallWorldError, match="no rule"): Grammar("  # nothing but a comment", LEXICON)
+    with pytest.raises(GrammarError, match="no rule"): Grammar("  # nothing but a comment", LEXICON)
 
 
 def test_a_draw_that_no_row_fits_is_an_error():
     grammar = Grammar("story\n  1 | {x} ran. | {x}跑。 | x ~ name(en=Cy)", LEXICON)
-    with pytest.raises(SmallWorldError, match="no row of name"): list(derivations(grammar))
+    with pytest.raises(GrammarError, match="no row of name"): list(derivations(grammar))
 
 
 def test_a_lexicon_that_refers_to_nothing_is_an_error():
-    with pytest.raises(SmallWorldError, match="gender .*'x'"):
+    with pytest.raises(GrammarError, match="gender .*'x'"):
         Grammar("story\n  1 | so. | 就。 |", {"gender": [{"en": "f", "zh": "她"}], "name": [{"en": "Ann", "zh": "安", "gender": "x"}]})
 
 

@@ -115,3 +115,11 @@ def test_bad_calls():
     with pytest.raises(GenerationError, match="one prompt at a time"): speculative(model, model, [[1], [2]])
     with pytest.raises(GenerationError, match="steps=0"): unmask(transformer(kind="encoder"), [1], 0, steps=0)
     with pytest.raises(GenerationError, match="left to right"): unmask(transformer(kind="encoder"), [1], 0, config=SamplingConfig(stop="a"))
+
+
+def test_a_draft_whose_context_is_full_begins_anew_at_once():
+    "A round without a guess costs a step of the large model. Planted: a draft that waits until three tokens are too many."
+    config = SamplingConfig(max_new_tokens=50, seed=0)
+    for limit in (6, 8):
+        got = speculative(transformer(9), transformer(10, context_length=limit), [1, 2, 3], config, ahead=1)
+        assert got.guessed >= got.rounds - 1  # before the very last token there is nothing to guess

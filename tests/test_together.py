@@ -11,8 +11,8 @@ import torch
 from lmbook.batches import IGNORE, Examples, TokenStream, open_tokens, write_tokens
 from lmbook.checkpoints import Checkpoints, load_weights
 from lmbook.cleaning import Drop, ExactDuplicates, Rewrite, empty, normalise
+from lmbook.deep_networks import NeuralNGram, NeuralNGramConfig
 from lmbook.language_models import NGram, NGramConfig
-from lmbook.networks import NeuralNGram, NeuralNGramConfig
 from lmbook.perplexity import evaluate, floor
 from lmbook.shards import clean, read_shards
 from lmbook.small_world import SmallWorld, SmallWorldConfig

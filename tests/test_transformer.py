@@ -17,10 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from lmbook.attention import LearnedPositions
 from lmbook.batches import Examples, TokenStream
 from lmbook.cache import KVCache
 from lmbook.networks import gradient_check
+from lmbook.positions import LearnedPositions
 from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import (
     PRESETS,
