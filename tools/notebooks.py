@@ -208,6 +208,18 @@ def record_findings(pages: Iterable[Path], claims: Path = CLAIMS) -> None:
     claims.write_text("".join(blocks), encoding="utf-8", newline="\n")
 
 
+def tidy(paths: Iterable[Path]) -> None:
+    "Normalise notebooks where they stand, as after an edit of their prose: an id is a hash of its cell, and the export names cells by it."
+    for path in paths:
+        if is_tidy(path): continue
+        store(normalise(nbformat.read(path, as_version=4)), path)
+
+
+def is_tidy(path: Path) -> bool:
+    text = path.read_text(encoding="utf-8")
+    return nbformat.writes(normalise(nbformat.reads(text, as_version=4))) + "\n" == text
+
+
 def export(root: Path = ROOT) -> None:
     "Export every notebook under `root` into its package with nbdev. (Never `nbdev_clean`: it deletes execution counts, nbval needs them.)"
     subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=root, check=True)
@@ -251,7 +263,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "run":
         pages = notebooks(args.paths)
-        for path in pages: store(normalise(nbformat.read(path, as_version=4)), path)  # the export names cells by their ids
+        tidy(pages)
         export()
         start = time.perf_counter()
         try:
@@ -262,12 +274,14 @@ def main() -> None:
             record_findings(pages)
             PICTURE.write_bytes(readme_picture())
     elif args.command == "export":
+        tidy(notebooks())
         export()
         PICTURE.write_bytes(readme_picture())
     else:
         rows = export_differences()
         if rows: sys.exit("\n".join([*rows, "The package is not what the notebooks export: run `make export` and commit lmbook/."]))
-        rows = [f"{page}: {problem}" for page in notebooks() for problem in spread_problems(page)]
+        rows = [f"{page}: its cells were edited since they were stored: run `make export`" for page in notebooks() if not is_tidy(page)]
+        rows += [f"{page}: {problem}" for page in notebooks() for problem in spread_problems(page)]
         if rows: sys.exit("\n".join(rows))
         print("lmbook/ is what the notebooks export, and how far their numbers move is known")
 
