@@ -25,7 +25,7 @@ from .tokenization import Tokenizer
 from .training import next_token_loss
 from .transformer import Kind, Transformer, TransformerConfig
 
-# %% ../nbs/49_objectives.ipynb #9e56a00001
+# %% ../nbs/49_objectives.ipynb #3a74337439
 class ObjectiveError(LmbookError):
     "Something about a task made from text that the user can mend. The message says what is wrong and what to do about it."
 
@@ -52,23 +52,20 @@ class Marks:
             ids = getattr(self, name)
             _check.that(isinstance(ids, Iterable) and not isinstance(ids, str), f"{name} are ids in a row.")
             object.__setattr__(self, name, tuple(ids))
-        for name in (*_NAMES, "pad_id"):
-            if getattr(self, name) is not None: _check.count(name, getattr(self, name), 0)
-        for id in (*self.sentinels, *self.specials): _check.count("the id of a mark", id, 0)
-        for id in self._all(): _check.token(id, self.vocab_size, "marks")
+        for id in self._all():
+            _check.count("the id of a mark", id, 0)
+            _check.token(id, self.vocab_size, "marks")
         _check.that(len(set(self.sentinels)) == len(self.sentinels), "Each sentinel is the name of one gap: give different ids.")
         _check.that(len(self.ordinary) > 0, "There is no id beside the marks: nothing could be hidden.")
 
-    def _all(self) -> tuple[int, ...]:
-        "All ids that stand for no text."
-        named = (self.mask_id, self.start_id, self.end_id, *self.sentinels)
-        return (*self.specials, *(id for id in named if id is not None), self.pad_id)
+    def _all(self) -> list[int]:
+        return [*self.specials, *self.sentinels, *(id for id in (self.mask_id, self.start_id, self.end_id, self.pad_id) if id is not None)]
 
     @cached_property
     def special(self) -> np.ndarray: # (V,) bool
         "Whether each id stands for no text."
         found = np.zeros(self.vocab_size, dtype=bool)
-        found[list(self._all())] = True
+        found[self._all()] = True
         return found
 
     @cached_property
@@ -83,9 +80,9 @@ class Marks:
         sentinels: int = 0,  # names of gaps: <extra_id_0>, <extra_id_1>, ...
     ) -> "Marks":
         "The tokenizer's own marks where it has them; the others get new ids behind its last, so the vocabulary grows."
-        if not isinstance(tokenizer, Tokenizer): raise ObjectiveError(f"Marks are taken from a tokenizer, not from a {type(tokenizer).__name__}.")
+        _check.that(isinstance(tokenizer, Tokenizer), f"Marks are taken from a tokenizer, not from a {type(tokenizer).__name__}.")
         _check.count("sentinels", sentinels, 0)
-        _check.that(sentinels <= 10**6, f"sentinels={sentinels:,} are more than a vocabulary holds: give some hundred.")
+        _check.that(sentinels <= 10**6, f"sentinels={sentinels} are more than a vocabulary holds: give some hundred.")
         size = tokenizer.vocab_size
 
         def id_of(*names: str) -> int:
@@ -98,11 +95,16 @@ class Marks:
         gaps = tuple(id_of(f"<extra_id_{i}>") for i in range(sentinels))
         return cls(size, sentinels=gaps, specials=tuple(tokenizer.specials.values()), pad_id=tokenizer.pad_id or 0, **named)
 
+    def open(self, ids: np.ndarray, there: np.ndarray) -> np.ndarray: # all (B, T)
+        "What may be hidden: text. ObjectiveError where there is none."
+        may = there & ~self.special[ids]
+        _check.that(bool(may.any()), "There is nothing to hide in these rows: all their tokens are marks.")
+        return may
+
     def need(self, name: str) -> int:
         "A mark that an objective cannot do without."
-        id = getattr(self, name)
-        if id is None: raise ObjectiveError(f"This needs {name}, and these marks have none. Marks.of(tokenizer) adds what a tokenizer lacks.")
-        return int(id)
+        if (id := getattr(self, name)) is not None: return id
+        raise ObjectiveError(f"This needs {name}, and these marks have none. Marks.of(tokenizer) adds what a tokenizer lacks.")
 
 
 def rectangle(
@@ -112,7 +114,7 @@ def rectangle(
 ) -> tuple[np.ndarray, np.ndarray]: # (B, T) int64, and (B, T) bool: where the tokens are
     "Rows of different lengths, side by side. ObjectiveError for what is no row of ids."
     if isinstance(rows, Tensor): rows = rows.detach().cpu().numpy()
-    if isinstance(rows, str | bytes) or not isinstance(rows, Iterable): raise ObjectiveError("Rows of ids are needed: give [ids] for one text.")
+    _check.that(isinstance(rows, Iterable) and not isinstance(rows, str), "Rows of ids are needed: give [ids] for one text.")
     if isinstance(rows, np.ndarray) and rows.ndim == 2 and rows.size and rows.dtype.kind in "iu":
         _check.row(rows.reshape(-1), vocab_size, "the rows")
         return rows.astype(np.int64), np.ones(rows.shape, dtype=bool)
@@ -123,7 +125,7 @@ def rectangle(
     ids[there] = np.concatenate(parts)
     return ids, there
 
-# %% ../nbs/49_objectives.ipynb #9b52be6345
+# %% ../nbs/49_objectives.ipynb #be8a79bef3
 class Words:
     """Which tokens begin a word: all pieces of a word are then hidden together.
 
@@ -136,37 +138,23 @@ class Words:
         tokenizer: Tokenizer,
         cut: Callable[[str], list[str]] | None = None,  # text to words which, joined, are the text: `lmbook.tokenization.jieba_words`
     ):
-        if not isinstance(tokenizer, Tokenizer): raise ObjectiveError(f"Words are made of a tokenizer's pieces, not of a {type(tokenizer).__name__}'s.")
+        _check.that(isinstance(tokenizer, Tokenizer), f"Words are told by a tokenizer's pieces, not by a {type(tokenizer).__name__}'s.")
         _check.that(cut is None or callable(cut), "cut= is a function of a text that gives its words.")
         self.tokenizer, self.cut = tokenizer, cut
         self._pieces = [tokenizer.id_to_bytes(i) for i in range(tokenizer.vocab_size)]
-        wordy = [bool(piece) and self._wordy(piece[0]) for piece in self._pieces]
-        closes = [not piece or not self._wordy(piece[-1]) for piece in self._pieces]
-        self._continues, self._closes = np.array(wordy), np.array(closes)
-        self._chinese = np.array([self._has_chinese(piece) for piece in self._pieces])
+        letters = [[byte > 127 or chr(byte).isalnum() for byte in piece] or [False] for piece in self._pieces]
+        self._continues, self._closes = np.array([row[0] for row in letters]), np.array([not row[-1] for row in letters])
+        self._chinese = np.array([any(0xE4 <= byte <= 0xE9 for byte in piece) for piece in self._pieces])  # first bytes of U+4000 to U+9FFF
 
-    @staticmethod
-    def _wordy(byte: int) -> bool: return byte > 127 or chr(byte).isalnum()
-
-    @staticmethod
-    def _has_chinese(piece: bytes) -> bool:
-        return any(0xE4 <= byte <= 0xE9 for byte in piece)  # which begin the characters from U+4000 to U+9FFF in UTF-8, whole or not
-
-    def __call__(
-        self,
-        ids: np.ndarray,  # (B, T); what is no id of the tokenizer (a mark) is a word of its own
-        there: np.ndarray,  # (B, T) bool: where the tokens are
-    ) -> np.ndarray: # (B, T) bool
-        "Where words begin."
-        V = len(self._pieces)
-        known = there & (ids >= 0) & (ids < V)
+    def __call__(self, ids: np.ndarray, there: np.ndarray) -> np.ndarray: # all (B, T)
+        "Where words begin. An id that the tokenizer does not have (a mark) is a word of its own."
+        known = there & (ids < len(self._pieces))
         safe = np.where(known, ids, 0)
         if self.cut is None:
             if (known & self._chinese[safe]).any():
-                raise ObjectiveError("These rows hold Chinese, where no space says what a word is: give Words(tokenizer, cut=jieba_words).")
-            continues, closes = self._continues[safe] & known, self._closes[safe] | ~known
-            before = np.concatenate([np.ones_like(closes[:, :1]), closes[:, :-1]], 1)
-            return ~continues | before
+                raise ObjectiveError("These rows hold Chinese, where no space marks a word: give Words(tokenizer, cut=jieba_words).")
+            closes = self._closes[safe] | ~known
+            return ~(self._continues[safe] & known) | np.concatenate([np.ones_like(closes[:, :1]), closes[:, :-1]], 1)
         begins = np.ones(ids.shape, dtype=bool)
         for b, row in enumerate(safe): begins[b] = self._cut_row(row, known[b])
         return begins
@@ -177,13 +165,12 @@ class Words:
         ends = np.cumsum([len(piece) for piece in pieces])
         starts = ends - [len(piece) for piece in pieces]
         text = b"".join(pieces).decode(errors="replace")
-        assert self.cut is not None
-        words = self.cut(text)
+        words = list((self.cut or list)(text))
         if "".join(words) != text: raise ObjectiveError("cut= must give words which, joined, are the text again.")
         first = np.cumsum([0, *(len(word.encode()) for word in words)])
         return np.isin(starts, first) | (ends == starts)
 
-# %% ../nbs/49_objectives.ipynb #15462a41bf
+# %% ../nbs/49_objectives.ipynb #19baf61e20
 def _parts(total: np.ndarray, k: np.ndarray, rng: np.random.Generator) -> np.ndarray: # (B, max k)
     "Each total cut into k whole numbers above 0, all ways equally likely; behind them zeros. k is at most the total, and at least 1."
     B, most = len(total), int(total.max())
@@ -223,10 +210,10 @@ def random_spans(
     At least one unit of a row is hidden and one is seen, if it has two. Where spans are so many that no room is left between them, fewer
     are taken.
     """
-    n, p = _numbers("n", n), np.asarray(chances, dtype=float)
+    n, p = np.asarray(n, dtype=np.int64), np.asarray(chances, dtype=float)
     _share_hidden("rate", rate)
-    _check.that(p.ndim == 1 and len(p) > 0 and bool((p >= 0).all()) and abs(p.sum() - 1) < 1e-6, "chances are a row of shares that add up to 1.")
-    _check.that(len(n) > 0 and int(n.min()) >= 0 and int(n.max()) < 10**7, "n are the units of each row, at least 0, and some row must be there.")
+    _check.that(p.ndim == 1 and bool((p >= 0).all()) and abs(p.sum() - 1) < 1e-6, "chances are a row of shares that add up to 1.")
+    _check.that(n.ndim == 1 and len(n) > 0 and bool((n >= 0).all()), "n are the units of each row, at least 0.")
     if not n.any(): return np.zeros((len(n), 0), dtype=bool)
     budget = np.clip(np.rint(n * rate).astype(np.int64), 1, np.maximum(n - 1, 1))
     budget[n == 0] = 0
@@ -235,13 +222,6 @@ def random_spans(
     lengths = np.clip(budget[:, None] - before, 0, drawn)
     lengths[np.arange(lengths.shape[1]) > (n - budget)[:, None]] = 0  # one unit between two spans: n - budget + 1 spans have room
     return _place(lengths, n, rng)
-
-
-def _numbers(name: str, values: Any) -> np.ndarray:
-    try: found = np.atleast_1d(np.asarray(values))
-    except ValueError as why: raise ObjectiveError(f"{name} are whole numbers in a row.") from why
-    if found.ndim != 1 or found.dtype.kind not in "iu": raise ObjectiveError(f"{name} are whole numbers in a row, not {found.dtype} of shape {found.shape}.")
-    return found.astype(np.int64)
 
 
 def _share_hidden(name: str, value: float) -> None:
@@ -255,18 +235,11 @@ def _runs(hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (B, T) bool an
     return start, start.cumsum(1) - 1
 
 
-def _geometric(p: float, longest: int) -> np.ndarray: # (longest,)
-    chances = p * (1 - p) ** np.arange(longest)
-    return chances / chances.sum()
-
-
-def _poisson(mean: float, longest: int) -> np.ndarray: # (longest,): of 1, 2, ...
-    n = np.arange(1, longest + 1)
-    logs = n * np.log(mean) - np.cumsum(np.log(n))
+def _chances(logs: np.ndarray) -> np.ndarray: # (L,): shares, from their logarithms and any constant
     chances = np.exp(logs - logs.max())
     return chances / chances.sum()
 
-# %% ../nbs/49_objectives.ipynb #5286b27b4b
+# %% ../nbs/49_objectives.ipynb #fe933d86cf
 @dataclass
 class PrefixBatch(Batch):
     "A batch whose rows have a part that is seen from both sides."
@@ -276,10 +249,7 @@ class PrefixBatch(Batch):
 
 
 _NEEDS: dict[str, str] = {"decoder": "next", "encoder": "masked", "encoder-decoder": "target"}  # the task of each kind of model
-_READS = {
-    "decoder": "reads from left to right and guesses the next token", "encoder": "sees both sides and guesses what stands at a position",
-    "encoder-decoder": "reads one row and writes another",
-}  # fmt: skip
+_READS = {"decoder": "reads from left to right", "encoder": "sees both sides", "encoder-decoder": "reads one row and writes another"}
 
 
 class Objective:
@@ -302,9 +272,7 @@ class Objective:
         raise NotImplementedError
 
     @property
-    def types(self) -> int:
-        "Kinds of positions that the model must tell apart, `TransformerConfig.types`; 0: no more than usual."
-        return 0
+    def types(self) -> int: return 0  # what `TransformerConfig.types` must be; 0: as it is
 
     def _rows(self, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         "The rows as a rectangle."
@@ -313,15 +281,16 @@ class Objective:
     def check(self, model: Any) -> None:
         "Raise ObjectiveError for a model that cannot do these tasks."
         if not isinstance(model, TokenModel): return
-        name, made = type(self).__name__, "model_for(objective, config) makes one."
+        name, made, marks = type(self).__name__, "model_for(objective, config) makes one.", self.marks
         if model.task != _NEEDS[self.kind]:
-            found = next((kind for kind, task in _NEEDS.items() if task == model.task), "")
-            does = f"this {type(model).__name__} is of kind {found!r}, which {_READS[found]}" if found else f"this one's task is {model.task!r}"
-            raise ObjectiveError(f"{name} needs a model of kind {self.kind!r}, which {_READS[self.kind]}; {does}. {made}")
-        if self.both_ways and not getattr(model, "takes_prefix", False):
-            raise ObjectiveError(f"{name} needs a decoder that sees a part of its row from both sides: a PrefixTransformer. {made}")
-        if self.marks is not None and model.vocab_size < self.marks.vocab_size:
-            raise ObjectiveError(f"With its marks the vocabulary has {self.marks.vocab_size} ids, and the model knows {model.vocab_size}. {made}")
+            does = {task: f"is of kind {kind!r}, which {_READS[kind]}" for kind, task in _NEEDS.items()}
+            has = does.get(model.task, f"has the task {model.task!r}")
+            needs = f"{name} needs a model of kind {self.kind!r}, which {_READS[self.kind]}"
+            raise ObjectiveError(f"{needs}; this {type(model).__name__} {has}. {made}")
+        if self.both_ways and not hasattr(model, "takes_prefix"):
+            raise ObjectiveError(f"{name} needs a PrefixTransformer: a decoder that sees a part of its row from both sides. {made}")
+        if marks is not None and model.vocab_size < marks.vocab_size:
+            raise ObjectiveError(f"With its marks the vocabulary has {marks.vocab_size} ids; the model knows {model.vocab_size}. {made}")
 
     def loss(
         self,
@@ -354,8 +323,8 @@ class Guesses(Batches):
         batches: Batches,  # of one text a row: a `TokenStream`, or `Examples` that are not packed
         seed: int = 0,  # of what is hidden
     ):
-        if not isinstance(objective, Objective): raise ObjectiveError(f"An objective is needed, such as Masked(marks), not a {type(objective).__name__}.")
-        if not isinstance(batches, Batches): raise ObjectiveError(f"Batches are needed, such as a TokenStream, not a {type(batches).__name__}.")
+        _check.that(isinstance(objective, Objective), f"An objective is needed, such as Causal(), not a {type(objective).__name__}.")
+        _check.that(isinstance(batches, Batches), f"Batches are needed, such as a TokenStream, not a {type(batches).__name__}.")
         _check.count("seed", seed, 0)
         self.objective, self.inner, self.seed = objective, batches, seed
 
@@ -372,7 +341,7 @@ def rows_of(
     last: bool = True,  # whether the target of the last position belongs to the row
 ) -> Any: # (B, T) ids, or a list of rows of different lengths
     "The texts of a batch that was made for guessing the next token."
-    if not isinstance(batch, Batch) or batch.source is not None: raise ObjectiveError("Tasks are made of single texts, not of pairs.")
+    _check.that(isinstance(batch, Batch) and batch.source is None, "Tasks are made of batches of single texts, not of pairs.")
     ids, end = batch.ids.cpu().numpy(), batch.targets.cpu().numpy()
     if batch.segments is None:
         return np.concatenate([ids, end[:, -1:]], 1) if last and (end[:, -1] != IGNORE).all() else ids
@@ -384,28 +353,27 @@ def rows_of(
     return rows
 
 
-def _tensors(*arrays: np.ndarray) -> list[Tensor]: return [torch.from_numpy(np.ascontiguousarray(array)) for array in arrays]
+def _tensor(array: np.ndarray) -> Tensor: return torch.from_numpy(np.ascontiguousarray(array))
 
 
 def _padding(there: np.ndarray) -> Tensor | None:
     "Segments, where there is padding."
     return None if there.all() else torch.from_numpy(there.astype(np.int64))
 
-# %% ../nbs/49_objectives.ipynb #ed8b6cbdee
+# %% ../nbs/49_objectives.ipynb #07a77a1565
 @dataclass(frozen=True)
 class Causal(Objective):
     "Guess each token from those before it."
 
-    kind: ClassVar[Kind] = "decoder"
     shifts: ClassVar[bool] = True
 
     def __call__(self, rows: Any, rng: np.random.Generator | None = None) -> Batch: # no dice are thrown
         ids, there = self._rows(rows)
         _check.that(ids.shape[1] > 1, "Each row has one token, and nothing to guess it from: give longer rows.")
         targets = np.where(there[:, 1:], ids[:, 1:], IGNORE)
-        return Batch(*_tensors(ids[:, :-1], targets), segments=_padding(there[:, 1:]))
+        return Batch(_tensor(ids[:, :-1]), _tensor(targets), _padding(there[:, 1:]))
 
-# %% ../nbs/49_objectives.ipynb #60dc296e2d
+# %% ../nbs/49_objectives.ipynb #9ef3ab725b
 @dataclass(frozen=True)
 class Masked(Objective):
     """Hide some tokens and guess them from both sides: BERT's rule (Devlin et al. 2019, section 3.1), with `words` whole words.
@@ -424,16 +392,14 @@ class Masked(Objective):
     def __post_init__(self) -> None:
         _check.that(isinstance(self.marks, Marks), "marks= is needed: Marks.of(tokenizer).")
         _share_hidden("rate", self.rate)
-        for name in ("cover", "swap"):
-            if getattr(self, name) != 1: _check.share(name, getattr(self, name))
-        _check.that(self.cover + self.swap <= 1 + 1e-9, f"cover={self.cover} and swap={self.swap} are shares of one whole: together at most 1.")
+        for name in ("cover", "swap"): _check.above(name, getattr(self, name), zero=True)
+        _check.that(self.cover + self.swap <= 1 + 1e-9, f"cover={self.cover} and swap={self.swap} are shares of one whole: at most 1.")
         _check.that(self.words is None or isinstance(self.words, Words), "words= is Words(tokenizer), or None.")
         if self.cover: self.marks.need("mask_id")
 
     def _units(self, ids: np.ndarray, there: np.ndarray) -> tuple[np.ndarray, np.ndarray]: # (B, T) bool and int
         "Which tokens may be hidden, and the number of the unit that each belongs to."
-        may = there & ~self.marks.special[ids]
-        if not may.any(): raise ObjectiveError("There is nothing to hide in these rows: all their tokens are marks.")
+        may = self.marks.open(ids, there)
         begins = may if self.words is None else may & self.words(ids, there)
         first = may & ~np.concatenate([np.zeros_like(may[:, :1]), may[:, :-1]], 1)  # behind a mark a word begins anew
         return may, np.maximum((begins | first).cumsum(1) - 1, 0)
@@ -450,26 +416,24 @@ class Masked(Objective):
         hidden = (dice < self.rate) & may
         return hidden if hidden.any() else (dice == dice[may].min()) & may
 
-    def _together(self, hidden: np.ndarray, unit: np.ndarray) -> np.ndarray: # (B, T)
-        "What shares its fate: each token has its own."
+    def _fates(self, hidden: np.ndarray) -> np.ndarray: # (B, T): each token has one of its own
         return np.broadcast_to(np.arange(hidden.shape[1]), hidden.shape)
 
     def __call__(self, rows: Any, rng: np.random.Generator) -> Batch:
         ids, there = self._rows(rows)
         hidden = self.hide(ids, there, rng)
-        fate = np.take_along_axis(rng.random(ids.shape), self._together(hidden, ids), 1)
+        fate = np.take_along_axis(rng.random(ids.shape), self._fates(hidden), 1)
         read = np.where(hidden & (fate < self.cover), self.marks.mask_id or 0, ids)
         swapped = hidden & (fate >= self.cover) & (fate < self.cover + self.swap)
         read[swapped] = rng.choice(self.marks.ordinary, int(swapped.sum()))
-        return Batch(*_tensors(read, np.where(hidden, ids, IGNORE)), segments=_padding(there))
+        return Batch(_tensor(read), _tensor(np.where(hidden, ids, IGNORE)), _padding(there))
 
 
 @dataclass(frozen=True)
 class SpanMasked(Masked):
     """Hide spans of tokens, or with `words` of words, whose lengths are geometric (Joshi et al. 2020, section 3.1).
 
-    The tokens of a span share their fate: all become masks, or random tokens, or stay. Unlike SpanBERT's, two spans never touch, and the
-    second loss, from the tokens beside a span, is left out.
+    The tokens of a span share their fate. Unlike SpanBERT's, two spans never touch, and there is no second loss from the tokens beside one.
     """
 
     p: float = .2  # the chance that a span ends with each further unit
@@ -483,24 +447,19 @@ class SpanMasked(Masked):
 
     def hide(self, ids: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         may, unit = self._units(ids, there)
-        n = np.where(may.any(1), np.where(may, unit, 0).max(1) + 1, 0)
-        return _spread(random_spans(n, self.rate, _geometric(self.p, self.longest), rng), unit, may)
+        n = np.where(may, unit + 1, 0).max(1)
+        units = random_spans(n, self.rate, _chances(np.arange(self.longest) * np.log(1 - self.p)), rng)
+        return np.take_along_axis(units, np.minimum(unit, units.shape[1] - 1), 1) & may
 
-    def _together(self, hidden: np.ndarray, unit: np.ndarray) -> np.ndarray: return np.maximum(_runs(hidden)[1], 0)
+    def _fates(self, hidden: np.ndarray) -> np.ndarray: return np.maximum(_runs(hidden)[1], 0)
 
-
-def _spread(units: np.ndarray, unit: np.ndarray, may: np.ndarray) -> np.ndarray: # (B, T) bool
-    "Hidden units (B, U) as hidden tokens."
-    return np.take_along_axis(units, np.minimum(unit, units.shape[1] - 1), 1) & may
-
-# %% ../nbs/49_objectives.ipynb #1800a7006e
+# %% ../nbs/49_objectives.ipynb #81d86eb0e4
 @dataclass(frozen=True)
 class PrefixLM(Objective):
-    "See the beginning of a row from both sides, and guess the rest from left to right (Liu et al. 2018; Raffel et al. 2020, section 3.2.1)."
+    "See the beginning of a row from both sides, and guess the rest from left to right (Raffel et al. 2020, section 3.2.1)."
 
     share: float | None = None  # of a row that is given, above 0 and below 1; None: any, all equally likely
 
-    kind: ClassVar[Kind] = "decoder"
     both_ways: ClassVar[bool] = True
     shifts: ClassVar[bool] = True
 
@@ -514,8 +473,7 @@ class PrefixLM(Objective):
         given = rng.integers(1, n) if self.share is None else np.clip(np.rint(n * self.share).astype(np.int64), 1, n - 1)
         t = np.arange(ids.shape[1] - 1)
         targets = np.where(there[:, 1:] & (t >= given[:, None] - 1), ids[:, 1:], IGNORE)
-        prefix = torch.from_numpy(t < given[:, None])
-        return PrefixBatch(*_tensors(ids[:, :-1], targets), segments=_padding(there[:, 1:]), prefix=prefix)
+        return PrefixBatch(_tensor(ids[:, :-1]), _tensor(targets), _padding(there[:, 1:]), prefix=_tensor(t < given[:, None]))
 
 
 @dataclass(frozen=True)
@@ -535,23 +493,23 @@ class _Gaps(Objective):
         _check.that(self.longest <= 10**4, f"longest={self.longest:,} is more than a row has.")
         _check.that(self.mean <= self.longest, f"Spans of mean={self.mean} are no longer than longest={self.longest}: raise longest.")
 
-    def hide(
-        self,
-        ids: np.ndarray,  # (B, T)
-        there: np.ndarray,  # (B, T) bool: where the tokens are
-        rng: np.random.Generator,
-    ) -> np.ndarray: # (B, T) bool
+    def hide(self, ids: np.ndarray, there: np.ndarray, rng: np.random.Generator) -> np.ndarray: # all (B, T), as for `Masked`
         "Choose spans. What stands for no text is never in one, and ends it."
-        may = there & ~self.marks.special[ids]
-        if not may.any(): raise ObjectiveError("There is nothing to hide in these rows: all their tokens are marks.")
-        units = random_spans(may.sum(1), self.rate, _poisson(self.mean, self.longest), rng)
-        return _spread(units, np.maximum(may.cumsum(1) - 1, 0), may)
+        may = self.marks.open(ids, there)
+        n = np.arange(1, self.longest + 1)  # Poisson's chances of 1, 2, ...
+        units = random_spans(may.sum(1), self.rate, _chances(n * np.log(self.mean) - np.log(n).cumsum()), rng)
+        return np.take_along_axis(units, np.maximum(may.cumsum(1) - 1, 0), 1) & may
 
     def __call__(self, rows: Any, rng: np.random.Generator) -> Batch:
         ids, there = self._rows(rows)
         return self.laid_out(ids, self.hide(ids, there, rng), rng)
 
-    def laid_out(self, rows: Any, hidden: Any, rng: np.random.Generator) -> Batch:
+    def laid_out(
+        self,
+        rows: Any,  # (B, T) ids, or rows of different lengths
+        hidden: Any,  # of the same shape: what is hidden; a run of them is a span
+        rng: np.random.Generator | None = None,
+    ) -> Batch:
         "The task in which these tokens are hidden."
         raise NotImplementedError
 
@@ -562,7 +520,7 @@ class _Gaps(Objective):
         if gone.shape != ids.shape: raise ObjectiveError(f"hidden has the shape of the rows, {ids.shape}, not {gone.shape}.")
         return ids, there, (gone > 0) & there
 
-# %% ../nbs/49_objectives.ipynb #ce22e97ec0
+# %% ../nbs/49_objectives.ipynb #375bad31a6
 @dataclass(frozen=True)
 class BlankInfilling(_Gaps):
     """Replace each span by one mask, and write the spans behind the text, in any order, one after the other (Du et al. 2022, section 2.1).
@@ -571,7 +529,6 @@ class BlankInfilling(_Gaps):
     text (`Batch.positions`), and where it stands in its span (`PrefixBatch.types`).
     """
 
-    kind: ClassVar[Kind] = "decoder"
     both_ways: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -581,13 +538,8 @@ class BlankInfilling(_Gaps):
     @property
     def types(self) -> int: return self.longest + 2
 
-    def laid_out(
-        self,
-        rows: Any,  # (B, T) ids, or rows of different lengths
-        hidden: Any,  # of the same shape: what is hidden; a run of them is a span
-        rng: np.random.Generator | None = None,  # None: the spans in the order of the text
-    ) -> PrefixBatch:
-        "The task in which these tokens are hidden."
+    def laid_out(self, rows: Any, hidden: Any, rng: np.random.Generator | None = None) -> PrefixBatch:
+        "The task in which these tokens are hidden; without dice the spans come in the order of the text."
         ids, there, gone = self._given(rows, hidden)
         B, T = ids.shape
         start, run = _runs(gone)
@@ -617,15 +569,14 @@ class BlankInfilling(_Gaps):
         read[b, at + 1], targets[b, at] = ids[b, t], ids[b, t]
         positions[b, at + 1], types[b, at + 1] = where, i + 2
         r, c = np.nonzero(start)
-        span = run[r, c]
-        at = first[r, span]
+        at = first[r, span := run[r, c]]
         read[r, at], positions[r, at], types[r, at] = self.marks.need("start_id"), position[r, c], 1
         targets[r, at + size[r, span]] = self.marks.need("end_id")
         whole, prefix = np.arange(shape[1]) < length[:, None], np.arange(shape[1]) < text[:, None]
-        out = _tensors(read.astype(np.int64), targets.astype(np.int64), positions, prefix, types)
-        return PrefixBatch(out[0], out[1], _padding(whole), out[2], prefix=out[3], types=out[4])
+        x, y, where = _tensor(read), _tensor(targets), _tensor(positions)
+        return PrefixBatch(x, y, _padding(whole), where, prefix=_tensor(prefix), types=_tensor(types))
 
-# %% ../nbs/49_objectives.ipynb #6fb8cbcd37
+# %% ../nbs/49_objectives.ipynb #d530153e00
 @dataclass(frozen=True)
 class SpanCorruption(_Gaps):
     """Replace each span by a sentinel of its own, and write the spans with their sentinels (Raffel et al. 2020, section 3.1.4).
@@ -638,15 +589,10 @@ class SpanCorruption(_Gaps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.marks.sentinels) < 2: raise ObjectiveError("A gap and the end each need a sentinel: Marks.of(tokenizer, sentinels=100).")
+        _check.that(len(self.marks.sentinels) > 1, "A gap and the end each need a sentinel: Marks.of(tokenizer, sentinels=100).")
 
-    def laid_out(
-        self,
-        rows: Any,  # (B, T) ids, or rows of different lengths
-        hidden: Any,  # of the same shape: what is hidden; a run of them is a span
-        rng: np.random.Generator | None = None,  # no dice are thrown
-    ) -> Batch:
-        "The task in which these tokens are hidden."
+    def laid_out(self, rows: Any, hidden: Any, rng: np.random.Generator | None = None) -> Batch:
+        "The task in which these tokens are hidden; no dice are thrown."
         ids, there, gone = self._given(rows, hidden)
         start, run = _runs(gone)
         k, names = start.sum(1), np.array(self.marks.sentinels)
@@ -656,7 +602,9 @@ class SpanCorruption(_Gaps):
                 "Give Marks.of(tokenizer, sentinels=) more of them, shorter rows or a lower rate."
             )
         kept = there & (~gone | start)
-        source, seen = self._gathered(np.where(start, names[np.maximum(run, 0)], ids), kept)
+        seen = np.arange(int(kept.sum(1).max())) < kept.sum(1)[:, None]
+        source = np.full(seen.shape, self.marks.pad_id)
+        source[seen] = np.where(start, names[np.maximum(run, 0)], ids)[kept]
         n = gone.sum(1) + k + 1  # what is written: hidden tokens, a sentinel before each span, and one at the end
         targets = np.full((len(ids), int(n.max())), IGNORE)
         b, t = np.nonzero(gone)
@@ -668,26 +616,17 @@ class SpanCorruption(_Gaps):
         before = np.concatenate([np.full((len(ids), 1), first), targets[:, :-1]], 1)
         read = np.where(before == IGNORE, self.marks.pad_id, before)
         there = np.arange(targets.shape[1]) < n[:, None]
-        x, y, s, m = _tensors(read.astype(np.int64), targets.astype(np.int64), source, seen.astype(np.int64))
-        return Batch(x, y, segments=_padding(there), source=s, source_segments=m)
+        x, y = _tensor(read), _tensor(targets)
+        return Batch(x, y, _padding(there), source=_tensor(source), source_segments=_tensor(seen.astype(np.int64)))
 
-    def _gathered(self, values: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        "What is kept of each row, moved together; and where that is."
-        n = kept.sum(1)
-        there = np.arange(int(n.max())) < n[:, None]
-        out = np.full(there.shape, self.marks.pad_id, dtype=np.int64)
-        out[there] = values[kept]
-        return out, there
-
-# %% ../nbs/49_objectives.ipynb #d40fa5cc58
+# %% ../nbs/49_objectives.ipynb #2ebe79a57b
 def prefix_mask(
     prefix: Tensor,  # (B, T) bool: True where a token is seen by all of its row
     segments: Tensor | None = None,  # (B, T): to which document of its row a token belongs, from 1; 0 is padding. None: one, no padding
 ) -> Tensor: # (B, 1, T, T) bool: who (row) sees whom (column)
     "Each position sees those before it, itself, and the prefix of its document."
     if not isinstance(prefix, Tensor) or prefix.ndim != 2 or prefix.dtype != torch.bool:
-        found = f"{prefix.dtype} of shape {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else type(prefix).__name__
-        raise ObjectiveError(f"A prefix is (B, T) bool, True where all may look, not {found}.")
+        raise ObjectiveError(f"A prefix is (B, T) bool, True where all may look, not {getattr(prefix, 'dtype', type(prefix).__name__)}.")
     T = prefix.shape[1]
     mask = causal_mask(T, T, device=prefix.device) | prefix[:, None, None]
     if segments is None: return mask
@@ -696,15 +635,12 @@ def prefix_mask(
 
 
 class PrefixTransformer(Transformer):
-    """A decoder that sees a part of its row from both sides. Without a prefix it is a `Transformer`, and has the same weights.
-
-    Raises ObjectiveError for another kind of model, and for a prefix together with a cache.
-    """
+    "A decoder that sees a part of its row from both sides. Without a prefix it is a `Transformer`, and has the same weights."
 
     takes_prefix = True
 
     def __init__(self, config: TransformerConfig):
-        if config.kind != "decoder": raise ObjectiveError(f"A prefix is a part of what a decoder reads; this would be of kind {config.kind!r}.")
+        _check.that(config.kind == "decoder", f"A prefix is a part of what a decoder reads; this would be of kind {config.kind!r}.")
         super().__init__(config)
 
     def hidden(
@@ -712,20 +648,16 @@ class PrefixTransformer(Transformer):
         ids: Tensor,  # (B, T)
         *,
         prefix: Tensor | None = None,  # (B, T) bool: True where a token is seen by all of its row; None: from left to right
-        segments: Tensor | None = None,  # all others as for `Transformer.hidden`
-        positions: Tensor | None = None,
-        types: Tensor | None = None,
-        cache: Any = None,
-        **source: Any,
+        **told: Any,  # as for `Transformer.hidden`; with a prefix: segments, positions and types
     ) -> Tensor: # (B, T, D)
         "All but the scores."
-        if prefix is None: return super().hidden(ids, segments=segments, positions=positions, types=types, cache=cache, **source)
-        if cache is not None: raise ObjectiveError("With a cache a row is read from left to right: read it whole, without cache=, or leave out prefix=.")
+        if prefix is None: return super().hidden(ids, **told)
+        given = {name for name, value in told.items() if value is not None} - {"segments", "positions", "types"}
+        _check.that(not given, f"A row with a prefix is read whole, and alone: leave out {', '.join(sorted(given))}=.")
         _check.ids(ids, self.config.vocab_size)
         if getattr(prefix, "shape", None) != ids.shape: raise ObjectiveError(f"A prefix has the shape of the ids, {tuple(ids.shape)}.")
-        self._check_memory(ids, segments, source.get("memory"))
-        _, positions = self._places(ids, segments, positions)
-        mask, x = prefix_mask(prefix, segments), self._vectors(self.embed, ids, positions, types)
+        _, positions = self._places(ids, told.get("segments"), told.get("positions"))
+        mask, x = prefix_mask(prefix, told.get("segments")), self._vectors(self.embed, ids, positions, told.get("types"))
         assert self.decoder is not None
         turns = None if self.decoder.rotary is None else self.decoder.rotary.at(positions, x.dtype)
         for block in self.decoder.blocks: x = block(x, mask, positions=turns)
@@ -741,41 +673,32 @@ def model_for(
     config: TransformerConfig,  # its kind, its types and, where the marks need more, its vocab_size are replaced
 ) -> Transformer:
     "A model of these sizes that can be trained with this objective. An encoder-decoder has n_layer blocks on each side."
-    if not isinstance(objective, Objective): raise ObjectiveError(f"An objective is needed, such as Masked(marks), not a {type(objective).__name__}.")
+    _check.that(isinstance(objective, Objective), f"An objective is needed, such as Causal(), not a {type(objective).__name__}.")
     size = max(config.vocab_size, 0 if objective.marks is None else objective.marks.vocab_size)
     changed = replace(config, kind=objective.kind, vocab_size=size, types=objective.types or config.types)
     return PrefixTransformer(changed) if objective.both_ways else Transformer(changed)
 
-# %% ../nbs/49_objectives.ipynb #8fcb6f65cd
+# %% ../nbs/49_objectives.ipynb #3c177239cf
 def pseudo_log_probs(
     model: nn.Module,  # an encoder
     rows: Any,  # texts as ids: (B, T), or rows of different lengths
     mask_id: int,
     batch_size: int = 64,  # copies that are read at once
 ) -> list[np.ndarray]: # of each row (T,): nats, the log-probability of each token given all others
-    """Hide each token by itself and ask for it: the terms of the pseudo-log-likelihood (Salazar et al. 2020, section 2.1).
-
-    A row of T tokens is read T times. The sum of its terms is no log-probability of the row. Raises ObjectiveError.
-    """
+    "Hide each token by itself and ask for it: the terms of the pseudo-log-likelihood (Salazar et al. 2020). Raises ObjectiveError."
     check_task(model, "masked", what="`pseudo_log_probs`", error=ObjectiveError)
     _check.count("batch_size", batch_size)
-    ids, there = rectangle(rows)
-    _check.count("mask_id", mask_id, 0)
     size = getattr(model, "vocab_size", None)
-    if size is not None:
-        _check.token(mask_id, size, "mask_id and other ids")
-        _check.token(int(ids.max()), size)
-    row, at = np.nonzero(there)
-    device = next(iter(model.parameters())).device
-    found = np.full(ids.shape, np.nan)
+    ids, there = rectangle(rows, size)
+    _check.token(mask_id, 2**63 if size is None else size, "mask_id and other ids")
+    device, found = next(iter(model.parameters())).device, np.full(ids.shape, np.nan)
+    x, seen = _tensor(ids).to(device), _tensor(there.astype(np.int64)).to(device)
     with evaluating(model):
-        for i in range(0, len(row), batch_size):
-            b, t = row[i : i + batch_size], at[i : i + batch_size]
-            x = ids[b].copy()
-            x[np.arange(len(b)), t] = mask_id
-            told = {} if there[b].all() else {"segments": torch.from_numpy(there[b].astype(np.int64)).to(device)}
-            ask = torch.from_numpy(x).to(device)
-            scores = at_least_float32(scores_of(model(ask, **told), ask, ObjectiveError)[torch.arange(len(b)), torch.from_numpy(t)])
-            right = torch.from_numpy(ids[b, t]).to(device)
-            found[b, t] = scores.log_softmax(-1).gather(1, right[:, None])[:, 0].double().cpu().numpy()
+        for at in seen.nonzero().split(batch_size):
+            b, t = at.unbind(1)
+            ask, n = x[b], torch.arange(len(b), device=device)
+            ask[n, t] = mask_id
+            told = {} if there.all() else {"segments": seen[b]}
+            scores = at_least_float32(scores_of(model(ask, **told), ask, ObjectiveError)[n, t])
+            found[b.cpu(), t.cpu()] = scores.log_softmax(-1).gather(1, x[b, t][:, None])[:, 0].double().cpu()
     return [values[mask] for values, mask in zip(found, there)]
