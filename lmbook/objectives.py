@@ -25,7 +25,7 @@ from .tokenization import Tokenizer
 from .training import next_token_loss
 from .transformer import Kind, Transformer, TransformerConfig
 
-# %% ../nbs/49_objectives.ipynb #3a74337439
+# %% ../nbs/49_objectives.ipynb #7647d6adbb
 class ObjectiveError(LmbookError):
     "Something about a task made from text that the user can mend. The message says what is wrong and what to do about it."
 
@@ -103,6 +103,7 @@ class Marks:
 
     def need(self, name: str) -> int:
         "A mark that an objective cannot do without."
+        _check.known(name, tuple(_NAMES), "mark")
         if (id := getattr(self, name)) is not None: return id
         raise ObjectiveError(f"This needs {name}, and these marks have none. Marks.of(tokenizer) adds what a tokenizer lacks.")
 
@@ -125,7 +126,7 @@ def rectangle(
     ids[there] = np.concatenate(parts)
     return ids, there
 
-# %% ../nbs/49_objectives.ipynb #a9564480fb
+# %% ../nbs/49_objectives.ipynb #b52247ebc6
 @dataclass
 class PrefixBatch(Batch):
     "A batch whose rows have a part that is seen from both sides."
@@ -208,8 +209,9 @@ class Guesses(Batches):
         batches: Batches,  # of one text a row: a `TokenStream`, or `Examples` that are not packed
         seed: int = 0,  # of what is hidden
     ):
-        _check.that(isinstance(objective, Objective), f"An objective is needed, such as Causal(), not a {type(objective).__name__}.")
-        _check.that(isinstance(batches, Batches), f"Batches are needed, such as a TokenStream, not a {type(batches).__name__}.")
+        good = isinstance(objective, Objective) and type(objective) is not Objective
+        _check.that(good, f"An objective is needed, such as Causal(), not a {type(objective).__name__}.")
+        _check.that(isinstance(batches, Batches) and type(batches) is not Batches, f"Batches are needed, such as a TokenStream, not a {type(batches).__name__}.")
         _check.count("seed", seed, 0)
         self.objective, self.inner, self.seed = objective, batches, seed
 
