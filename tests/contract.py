@@ -29,6 +29,7 @@ from lmbook.deep_networks import NeuralNGram, NeuralNGramConfig
 from lmbook.experts import MoEConfig, with_experts
 from lmbook.generation import SamplingConfig, beam_search, generate, stream
 from lmbook.language_models import NGram, NGramConfig
+from lmbook.objectives import PrefixTransformer
 from lmbook.perplexity import evaluate
 from lmbook.pretrained import load_pretrained, save_pretrained
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
@@ -153,6 +154,11 @@ MODELS = (
     _transformer("decoder", "alibi", n_head=16),  # so many that slopes are no round numbers
     _transformer("decoder", "window"),
     _transformer("decoder", "bare"),
+    Spec(
+        "decoder-prefix", "decoder",
+        lambda p: PrefixTransformer(TransformerConfig(V, dropout=p, **{**models.SIZES, **models.VARIANTS["llama"]})),  # type: ignore[arg-type]
+        tied=("out.weight", "embed.tokens.weight"), layouts=("lmbook", "llama"),
+    ),
     _experts(1),
     _experts(2),
     _transformer("encoder", "gpt2"),

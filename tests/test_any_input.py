@@ -287,6 +287,7 @@ def known() -> dict[Any, Any]:
     from lmbook.grammar import Grammar
     from lmbook.language_models import NGram
     from lmbook.markup import Readable
+    from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.small_world import SmallWorld
     from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
@@ -301,6 +302,8 @@ def known() -> dict[Any, Any]:
     model = Transformer(TransformerConfig(ByteTokenizer().vocab_size, d_model=8, n_layer=1, n_head=2, context_length=16)).eval()
     world, examples = SmallWorld(), Examples([[1, 2, 3], [4, 5]], batch_size=2)
     vectors = WordVectors(["a", "the goat", "é"], np.eye(3, 4, dtype="f4"))
+    marks = Marks(20, 10, 11, 12, sentinels=(13, 14, 15, 16))
+    masked = Masked(marks)
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -315,6 +318,8 @@ def known() -> dict[Any, Any]:
         Grammar: [world.grammar], SmallWorld: [world], ByteMachine: [RegexMachine("a*b")], Box: [Box(1.0, 1.0, 1.0, 1.0, None)],
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
         Stateful: [lambda: copy.deepcopy(model)],
+        Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
+        SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
     }  # fmt: skip
 
