@@ -9,11 +9,11 @@ the last step counts.
 shakespeare: `benchmarks.shakespeare` with three changes. The last two to five characters are looked up, hashed, in tables of their own
 (cheap: no products), whose vectors are added to the character's. The last third of the time is read in windows of 256. The rate follows
 the clock. Loss as there: over all of the validation text, in windows of the context, each read from its beginning.
-wikitext2: `benchmarks.wikitext2` with one change: a word's vector is its own one plus those of pieces of its spelling (its beginning, its
-end, its shape, itself without capitals), for reading it and for scoring it. A word that training never shows has the pieces only, and so
-does, in each epoch, half of the words that occur once. No cache. The one number that is chosen on the validation file is a constant that
-is added to the scores of all unseen words.
-blimp: the share of minimal pairs of which that model finds the good sentence likelier, beside an n-gram of words and the LSTM of
+words: `benchmarks.wikitext2` with two changes. In a step only a part of the words is scored (see `Scored`). And a word's vector is its own
+one plus those of pieces of its spelling (its beginning, its end, its shape, itself without capitals), for reading it and for scoring it.
+A word that training never shows has the pieces only, and so does, in each epoch, half of the words that occur once. No cache. The one
+number that is chosen on the validation file is a constant that is added to the scores of all unseen words.
+`blimp` in it: the share of minimal pairs of which that model finds the good sentence likelier, beside an n-gram of words and the LSTM of
 `benchmarks.wikitext2`, each trained on the same file. Words that none has seen share the probability of `<unk>` in those two, so where the
 pair differs in such words a coin decides. Nothing is chosen on BLiMP.
 """
@@ -57,7 +57,9 @@ CHARACTERS: dict[str, Any] = {
     "orders": [2, 3, 4, 5], "rows": 2**14, "d_gram": 32, "lr": 0.02, "weight_decay": 0.1, "warmup": 50,
     "stages": [{"until": 0.67, "rows": 12, "length": 128}, {"until": 1.0, "rows": 6, "length": 256}],
 }
-WORDS: dict[str, Any] = {"pieces": 8, "reading": 0.94, "lr": 6e-3, "warmup": 100, "weight_decay": 1e-5}  # reading: share of the time
+WORDS: dict[str, Any] = {  # reading: share of the time; of the words, so many frequent ones and so many others are scored in a step
+    "pieces": 8, "reading": 0.94, "lr": 6e-3, "warmup": 100, "weight_decay": 1e-5, "frequent": 4000, "sample": 1500,
+}
 BENCHMARK = Benchmark(
     packages=("torch", "numpy"), seeds=3, threads=2,
     options=[Option("seconds", 0.0, 2.0, "for a training; 0: those of the reference"),
@@ -191,19 +193,19 @@ class Spelled(nn.Module):
         super().__init__()
         self.weight, self.known = own, known
         self.pieces = nn.Parameter(torch.zeros(int(pieces.max()) + 1, own.shape[1] + 1))  # the last number is for the bias
-        self.new, self.bias = nn.Parameter(torch.zeros(own.shape[1])), nn.Parameter(torch.zeros(known + 1))
+        self.new, self.bias = nn.Parameter(torch.zeros(own.shape[1])), nn.Parameter(torch.zeros(known + 1))  # the last: of hidden words
         self.register_buffer("spelled", pieces)
 
-    def compose(self, hidden: Tensor, n: int) -> None:
-        "Make the vectors and biases of the first `n` words. `hidden` (n,) says which are to be spelled only."
-        found = F.embedding_bag(self.spelled[:n], self.pieces, mode="sum", padding_idx=0) / math.sqrt(self.spelled.shape[1])
-        own, extra = self.weight[: self.known], n - self.known
-        if extra > 0: own = torch.cat([own, own.new_zeros(extra, own.shape[1])])
-        at = torch.where(hidden, self.known, torch.arange(n).clamp(max=self.known))
+    def compose(self, hidden: Tensor, words: Tensor) -> None:
+        "Make the vectors and biases of some words (K,). `hidden` (K,) says which of them are to be spelled only."
+        found = F.embedding_bag(self.spelled[words], self.pieces, mode="sum", padding_idx=0) / math.sqrt(self.spelled.shape[1])
+        own = F.embedding(words.clamp(max=self.known - 1), self.weight)
         self.vectors = torch.where(hidden[:, None], self.new, own) + found[:, :-1]
-        self.biases = self.bias[at] + found[:, -1]
+        self.biases = self.bias[torch.where(hidden, self.known, words.clamp(max=self.known))] + found[:, -1]
+        self.row = torch.full((len(self.spelled),), -1)
+        self.row[words] = torch.arange(len(words))
 
-    def forward(self, ids: Tensor) -> Tensor: return F.embedding(ids, self.vectors)
+    def forward(self, ids: Tensor) -> Tensor: return F.embedding(self.row[ids], self.vectors)
 
 
 def build(text: Words, settings: Settings) -> RecurrentLM:
@@ -221,22 +223,40 @@ def build(text: Words, settings: Settings) -> RecurrentLM:
 
 
 class Scored(CarriedState):
-    "The loss over the words of the training file; which of those that occur once are hidden is drawn anew after so many batches."
+    """The loss over words of the training file; which of those that occur once are hidden is drawn anew after so many batches.
+
+    Scoring all words is most of the work, so in a step only the frequent ones, those of the batch, and a sample of the others are scored.
+    Those of the sample stand for the rest: the logarithm of how many each stands for is added to its score.
+    """
 
     def __init__(self, text: Words, every: int, seed: int):
         super().__init__()
         self.once, self.every, self.step = torch.from_numpy(text.counts[: text.unseen] == 1), every, 0
         self.rng = torch.Generator().manual_seed(seed)
+        self.frequent = min(WORDS["frequent"], text.unseen)
+
+    def some(self, batch: Batch) -> tuple[Tensor, Tensor]: # (K,) words, and what is added to the score of each
+        known, asked = len(self.once), torch.unique(torch.cat([batch.ids.flatten(), batch.targets.flatten()]))
+        asked = asked[asked >= self.frequent]
+        rest = torch.ones(known, dtype=torch.bool)
+        rest[: self.frequent] = rest[asked] = False
+        others = rest.nonzero()[:, 0]
+        sample = others[torch.randperm(len(others), generator=self.rng)[: WORDS["sample"]]]
+        words = torch.cat([torch.arange(self.frequent), asked, sample])
+        more = torch.zeros(len(words))
+        if len(sample): more[-len(sample) :] = math.log(len(others) / len(sample))
+        return words, more
 
     def __call__(self, model: RecurrentLM, batch: Batch) -> tuple[Tensor, int]:
         if self.step % self.every == 0: self.hidden = self.once & (torch.rand(len(self.once), generator=self.rng) < plain_wikitext2.HIDDEN)
         self.step += 1
-        model.embed.compose(self.hidden, len(self.hidden))
+        words, more = self.some(batch)
+        model.embed.compose(self.hidden[words], words)
         x, after = model.features(batch.ids, self.states["train"] if batch.carry else None)
         self.states["train"] = tuple(map(detach_state, after))
-        scores = F.linear(x, model.embed.vectors, model.embed.biases).flatten(0, 1)
+        scores = F.linear(x, model.embed.vectors, model.embed.biases + more).flatten(0, 1)
         with torch.autocast(scores.device.type, enabled=False):
-            losses = F.cross_entropy(scores, batch.targets.flatten(), reduction="none")
+            losses = F.cross_entropy(scores, model.embed.row[batch.targets.flatten()], reduction="none")
         return losses.float().sum(), batch.tokens
 
 
@@ -266,7 +286,7 @@ def score_words(model: RecurrentLM, x: Tensor, targets: Tensor, known: int, bias
 def ready(model: RecurrentLM, text: Words, n: int) -> None:
     "Make the vectors with which texts of the first `n` words are judged."
     model.eval()
-    model.embed.compose(torch.arange(n) >= text.unseen, n)
+    model.embed.compose(torch.arange(n) >= text.unseen, torch.arange(n))
 
 
 def train_words(text: Words, seed: int, seconds: float, settings: Settings) -> tuple[RecurrentLM, float, dict[str, Any]]:
