@@ -56,7 +56,7 @@ def test_it_is_the_plain_training_and_repeats_itself():
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    ({"flops": 0}, "flops must be above 0"),
+    ({"flops": 0}, "flops=0 must be above 0"),
     ({"flops": 1.0}, "A step takes"),
     ({"flops": 1e7, "steps": 3}, "steps= is not for pretrain"),
 ])  # fmt: skip
