@@ -180,7 +180,7 @@ def mixing(settings: Settings) -> dict[str, Any]:
     size, B = data.marks.vocab_size + len(numbers), settings.pick(16, 4)
     fresh = {name: TokenStream(ids, B, 24, shuffle=False) for name, ids in (("English", data.fresh), ("Chinese", encoded(fresh_chinese)))}
     config = TransformerConfig(size, **BODY | settings.pick({}, {"n_layer": 1}))
-    for share in settings.pick((.1, .3, .5, .7, .9), (.5,)):
+    for share in (.1, .3, .5, .7, .9):
         losses: dict[str, list[float]] = {name: [] for name in fresh}
         for seed in range(settings.seeds):
             sources = [TokenStream(data.text, B, 24, seed=seed), TokenStream(encoded(chinese), B, 24, seed=seed)]
