@@ -1,0 +1,231 @@
+"""Which objective of pre-training is worth what for which later task, at one budget of computation; and what a mixture of texts costs.
+
+    python -m benchmarks.pretraining --data ../shared/data
+
+One body (two layers, 48 numbers, rotary positions, input and output not tied), one text, one budget of training FLOPs, counted by
+three times the forward pass, and one learning rate for all.
+Then each body is fine-tuned in the same way for each task, on few examples, and so is one that has not been trained.
+
+matrix: the objectives of claim D2-06 (causal, masked, GLM's blank infilling) and no pre-training, on Small World. Tasks: `verb` (is or are,
+was or were, from the 16 words before it), `mood` (whether the story ends well, from its last 16 words), each read off a mask behind them,
+and `next`: nats per token of a decoder with these weights after it has read a few stories; `none` is in it, too.
+others: prefix LM and masked spans, in the same way.
+mixing: English and Chinese stories, by shares, from the beginning: the loss on either after equal steps.
+real: the same body, larger, on WikiText-2's small training file with a BPE of 2,000; then reviews of films (SST-2), good or bad, from 128
+labelled ones. Accuracy on the test file.
+Nothing is chosen on a test set.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.common import Benchmark, Option, Settings, run
+from lmbook.batches import IGNORE, Batch, TokenStream
+from lmbook.core import evaluating
+from lmbook.objectives import BlankInfilling, Causal, Marks, Masked, Objective, PrefixLM, SpanMasked
+from lmbook.perplexity import dependencies
+from lmbook.pretraining import Mixture, as_kind, continue_on, pretrain
+from lmbook.small_world import SmallWorld, SmallWorldConfig
+from lmbook.tokenization import BPE, WordTokenizer
+from lmbook.training import TrainConfig, Trainer, mean_loss
+from lmbook.transformer import Classifier, ClassifierConfig, Transformer, TransformerConfig
+
+BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3, options=[
+    Option("budget", 1.2e11, 1e9, "training FLOPs for each body on Small World"),
+    Option("real-budget", 3e12, 1e9, "training FLOPs for each body on WikiText-2"),
+    Option("labels", 64, 8, "labelled examples of a task"),
+])  # fmt: skip
+BODY: dict[str, Any] = {"d_model": 48, "n_layer": 2, "n_head": 4, "context_length": 96, "norm": "rms", "activation": "gelu",
+                        "positions": "rotary", "bias": False, "tie": False}
+READ = 16  # words that a task shows
+
+
+class World:
+    "Stories of Small World as ids, and the tasks about them."
+
+    def __init__(self, settings: Settings):
+        self.settings, self.world = settings, SmallWorld(SmallWorldConfig(limit=2))
+        texts = list(self.world.texts("train", n=settings.pick(800, 30)))
+        self.tokenizer = WordTokenizer.train(texts)
+        self.marks = Marks.of(self.tokenizer)
+        self.text = self.stream(texts)
+        self.few = self.stream(list(self.world.texts("train", n=settings.pick(40, 12), start=5000)))
+        self.fresh = self.stream(list(self.world.texts("valid", n=settings.pick(40, 12))))
+        self.config = TransformerConfig(self.marks.vocab_size, **BODY | settings.pick({}, {"n_layer": 1}))
+        self.test = {task: make("test", settings.pick(400, 10), 0) for task, make in self.tasks.items()}
+
+    def stream(self, texts: list[str]) -> np.ndarray:
+        return np.concatenate([self.tokenizer.encode(text, bos=True, eos=True) for text in texts])
+
+    @property
+    def tasks(self) -> dict[str, Callable[[Any, int, int], tuple[Tensor, Tensor]]]: return {"verb": self.verb, "mood": self.mood}
+
+    def asked(self, text: str) -> list[int]:
+        ids = self.tokenizer.encode(text)
+        return [*([self.tokenizer.bos_id] * READ + ids)[-READ:], self.marks.mask_id]
+
+    def verb(self, split: Any, n: int, start: int) -> tuple[Tensor, Tensor]:
+        found = dependencies(self.world, self.world.texts(split, n=3 * n, start=start), ("agreement",))[:n]
+        return torch.tensor([self.asked(d.prefix) for d in found]), torch.tensor([int(d.options[0] in (" is", " was")) for d in found])
+
+    def mood(self, split: Any, n: int, start: int) -> tuple[Tensor, Tensor]:
+        found = list(self.world.documents(split, n, start))
+        texts = [" ".join(english for english, _ in story.sentences) for story in found]
+        return torch.tensor([self.asked(text) for text in texts]), torch.tensor([int(story.sentiment == "positive") for story in found])
+
+
+def fine_tuned(body: Transformer, ids: Tensor, labels: Tensor, seed: int, steps: int, segments: Tensor | None = None,
+               lr: float = 3e-3) -> Any:
+    "A classifier that reads the label off the last position of a row (or off its last token), trained on all rows at once."
+    torch.manual_seed(seed)
+    model = Classifier(copy.deepcopy(body), ClassifierConfig(("no", "yes"), level="token"))
+    targets = torch.full_like(ids, IGNORE)
+    targets[torch.arange(len(ids)), last(ids, segments)] = labels
+
+    def loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
+        scores = model(batch.ids, segments=batch.segments)
+        return F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"), batch.tokens
+
+    config = TrainConfig(steps=steps, lr=lr, schedule="linear", warmup=min(5, steps - 1), seed=seed, device="cpu", log_every=10**6)
+    Trainer(model, [Batch(ids, targets, segments)], config, loss=loss).fit()
+    return model
+
+
+def last(ids: Tensor, segments: Tensor | None) -> Tensor:
+    return torch.full((len(ids),), ids.shape[1] - 1) if segments is None else (segments > 0).sum(1) - 1
+
+
+def accuracy(model: Any, ids: Tensor, labels: Tensor, segments: Tensor | None = None) -> float:
+    right = 0
+    with evaluating(model):
+        for some in torch.arange(len(ids)).split(128):
+            told = None if segments is None else segments[some]
+            scores = model(ids[some], segments=told)[torch.arange(len(some)), last(ids[some], told)]
+            right += int((scores.argmax(-1) == labels[some]).sum())
+    return right / len(ids)
+
+
+def body_of(objective: Objective | None, text: np.ndarray, config: TransformerConfig, budget: float, seed: int, rows: int, length: int,
+            lr: float = 6e-3) -> tuple[Transformer, int]:
+    "A body that was trained with an objective; without one, as it is made."
+    if objective is not None:
+        batches = TokenStream(text, rows, length, seed=seed)
+        done = pretrain(objective, batches, config, budget, lr=lr, seed=seed, schedule="wsd", log_every=10**6)
+        return done.model, done.steps
+    torch.manual_seed(seed)
+    return Transformer(config), 0
+
+
+def row(data: World, objective: Objective | None, settings: Settings) -> dict[str, Any]:
+    "One row of the matrix: for each task what each seed gave, the mean, and its standard error."
+    found: dict[str, list[float]] = {"verb": [], "mood": [], "next": []}
+    steps = 0
+    for seed in range(settings.seeds):
+        body, steps = body_of(objective, data.text, data.config, settings.budget, seed, *settings.pick((16, 24), (4, 24)))
+        for task, make in data.tasks.items():
+            rows = make("train", settings.labels, 6000 + 1000 * seed)
+            found[task].append(accuracy(fine_tuned(body, *rows, seed, settings.pick(40, 2)), *data.test[task]))
+        decoder = as_kind(body, "decoder")
+        continue_on(decoder, TokenStream(data.few, settings.pick(16, 4), 24, seed=seed), settings.pick(40, 2), seed=seed, log_every=10**6)
+        found["next"].append(mean_loss(decoder, TokenStream(data.fresh, settings.pick(16, 4), 24, shuffle=False)))
+    print(f"  {type(objective).__name__ if objective else 'none'}, {steps} steps: {found}", flush=True)
+    return {"steps": steps, **{task: told(values) for task, values in found.items()}}
+
+
+def told(values: list[float]) -> dict[str, Any]:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "error": error, "seeds": values}
+
+
+# ---------------------------------------------------------------- the parts
+
+
+@BENCHMARK.part()
+def matrix(settings: Settings) -> dict[str, Any]:
+    data = World(settings)
+    rows: dict[str, Objective | None] = {
+        "none": None, "causal": Causal(), "masked": Masked(data.marks), "blank infilling": BlankInfilling(data.marks),
+    }  # fmt: skip
+    return {name: row(data, objective, settings) for name, objective in rows.items()}
+
+
+@BENCHMARK.part()
+def others(settings: Settings) -> dict[str, Any]:
+    data = World(settings)
+    rows: dict[str, Objective] = {"masked, 40 %": Masked(data.marks, rate=.4), "masked spans": SpanMasked(data.marks), "prefix": PrefixLM()}
+    return {name: row(data, objective, settings) for name, objective in rows.items()}
+
+
+@BENCHMARK.part()
+def mixing(settings: Settings) -> dict[str, Any]:
+    "The same number of steps with each share of Chinese; the loss on fresh stories of either language."
+    data, out = World(settings), {}
+    chinese = list(data.world.texts("train", "zh", n=settings.pick(400, 30)))
+    fresh_chinese = list(data.world.texts("valid", "zh", n=settings.pick(40, 12)))
+    numbers = {c: data.marks.vocab_size + i for i, c in enumerate(sorted(set("".join([*chinese, *fresh_chinese]))))}
+    def encoded(texts: list[str]) -> np.ndarray:
+        return np.concatenate([[data.tokenizer.bos_id, *(numbers[c] for c in text), data.tokenizer.eos_id] for text in texts])
+
+    size, B = data.marks.vocab_size + len(numbers), settings.pick(16, 4)
+    fresh = {name: TokenStream(ids, B, 24, shuffle=False) for name, ids in (("English", data.fresh), ("Chinese", encoded(fresh_chinese)))}
+    config = TransformerConfig(size, **BODY | settings.pick({}, {"n_layer": 1}))
+    for share in (.1, .3, .5, .7, .9):
+        losses: dict[str, list[float]] = {name: [] for name in fresh}
+        for seed in range(settings.seeds):
+            sources = [TokenStream(data.text, B, 24, seed=seed), TokenStream(encoded(chinese), B, 24, seed=seed)]
+            torch.manual_seed(seed)
+            model = Transformer(config)
+            continue_on(model, Mixture(sources, [1 - share, share], seed=seed), settings.pick(150, 2), lr=6e-3, seed=seed, log_every=10**6)
+            for name, batches in fresh.items(): losses[name].append(mean_loss(model, batches))
+        out[str(share)] = {name: told(values) for name, values in losses.items()}
+        print(f"  {share}: {', '.join(f'{name} {statistics.fmean(values):.2f}' for name, values in losses.items())}", flush=True)
+    return out
+
+
+def reviews(file: Path, tokenizer: BPE, mask_id: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    "Ids, segments and labels; the mask stands behind each review."
+    pairs = [line.rsplit("\t", 1) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [[*tokenizer.encode(f" {text}")[: most - 1], mask_id] for text, _ in pairs]
+    ids, there = torch.zeros(2, len(rows), max(map(len, rows)), dtype=torch.long)
+    for i, ids_of in enumerate(rows): ids[i, : len(ids_of)], there[i, : len(ids_of)] = torch.tensor(ids_of), 1
+    return ids, there, torch.tensor([int(label) for _, label in pairs])
+
+
+@BENCHMARK.part(data=["wikitext2", "sst2"])
+def real(settings: Settings) -> dict[str, Any]:
+    folder = settings.folder("wikitext2")
+    lines = [line.strip() for line in (folder / "train.txt").read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in lines if line and not line.startswith("=")]
+    tokenizer = BPE.train(lines, settings.pick(2000, 280))
+    marks = Marks.of(tokenizer)
+    text = np.concatenate([tokenizer.encode(f" {line}", bos=True, eos=True) for line in lines])
+    config = TransformerConfig(marks.vocab_size, **BODY | settings.pick({"d_model": 96, "n_layer": 3}, {"n_layer": 1}))
+    most = settings.pick(64, 96)
+    ids, there, labels = reviews(settings.folder("sst2") / "train.tsv", tokenizer, marks.mask_id, most)
+    test, there_test, labels_test = reviews(settings.folder("sst2") / "test.tsv", tokenizer, marks.mask_id, most)
+    rows: dict[str, Objective | None] = {"none": None, "causal": Causal(), "masked": Masked(marks)}
+    out: dict[str, Any] = {}
+    for name, objective in rows.items():
+        found, steps = [], 0
+        for seed in range(settings.seeds):
+            body, steps = body_of(objective, text, config, settings.real_budget, seed, settings.pick(16, 4), settings.pick(48, 24), lr=4e-3)
+            some = torch.from_numpy(np.random.default_rng(seed).permutation(len(ids))[: 2 * settings.labels])
+            model = fine_tuned(body, ids[some], labels[some], seed, settings.pick(40, 2), there[some], lr=1e-3)
+            found.append(accuracy(model, test, labels_test, there_test))
+        out[name] = {"steps": steps, "accuracy": told(found)}
+        print(f"  {name}, {steps} steps: {found}", flush=True)
+    return out
+
+
+if __name__ == "__main__": run(__file__)
