@@ -1,13 +1,13 @@
-"""Rewards that can be checked: GRPO, expert iteration and best-of-n at equal computation; a rule that is hacked; steps before an answer.
+"""Rewards that can be checked: GRPO, expert iteration and best-of-n at equal computation; steps before an answer.
 
     python -m benchmarks.preferences
 
 The world is that of the chapter: the smallest Small World, without small talk, and a Transformer of 65,000 parameters that has read it.
 obedience: how often a story loses something that a friend finds. The unit of computation is one answer: to write it costs 1, to learn from
 it 3 (forward and backward pass). For a number of uses the best-of-n beside GRPO has the n that spends as much in all, training included.
-price: the careless rule (count the word `not`) as reward, with and without a price for each nat of KL; `true` is the share of possible
-stories in which something is lost. steps: who has the ring after six exchanges: said at once, after five dots, or after saying it for each
-exchange; equal models, equal updates. All numbers are means over seeds, each with its standard deviation; each seed has a model of its own.
+steps: who has the ring after four exchanges: said at once, after three dots, or after saying it for each exchange; equal models, equal updates.
+practice: lessons in which a step is a slip now and then, and after them GRPO on the last token. All numbers are means over seeds, each with
+its standard deviation; each seed has a model of its own.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from lmbook.grammar import readings, replay
 from lmbook.preferences import (
     Answers,
     PolicyConfig,
-    PolicyLoss,
-    Rollouts,
     learn_from_rewards,
     mean_best_of,
     sample_answers,
@@ -81,12 +79,6 @@ def rules(prompt: Row, answer: Row) -> frozenset[tuple[str, int]]:
 
 
 def obeys(prompt: Row, answer: Row) -> float: return float(("lost_find", 1) in rules(prompt, answer))
-
-
-def loses(prompt: Row, answer: Row) -> float: return float(("lost_hide", 0) in rules(prompt, answer))
-
-
-def careless(prompt: Row, answer: Row) -> float: return float(written(prompt, answer).count(" not"))
 
 
 @cache
@@ -153,68 +145,82 @@ def obedience(settings: Settings) -> dict[str, Any]:
     return {"first": by_seed(before), **trained, "cost": cost, "best of n": best, "uses": uses}
 
 
-@BENCHMARK.part()
-def price(settings: Settings) -> list[dict[str, Any]]:
-    out = []
-    for beta in settings.pick([0.0, 0.2], [0.0, 0.2]):
-        rows = []
-        for seed in range(settings.seeds):
-            first = reader(seed, settings.dry)
-            model = copy.deepcopy(first)
-            config = PolicyConfig(6, 8, beta=beta, max_new_tokens=LONGEST, eos_id=0, seed=seed)
-            rollouts = Rollouts(model, OPENINGS, careless, config, first)
-            train = TrainConfig(steps=settings.pick(12, 1), lr=3e-3, schedule="constant")
-            Trainer(model, rollouts, train, loss=PolicyLoss(config)).fit()
-            answers = sample_answers(model, OPENINGS, settings.pick(40, 2), LONGEST, 0, seed=99)
-            with evaluating(model), evaluating(first): away = float(token_kl(model, first, answers).sum(-1).mean())
-            rows.append({"proxy": float(score(careless, answers).mean()), "true": float(score(loses, answers).mean()), "kl": away})
-        out.append({"beta": beta, **by_seed(rows)})
-    return out
-
-
 PERSONS = "ABCD"
 SIGNS = ["<eos>", "?", ".", *PERSONS, *("".join(two) for two in itertools.combinations(PERSONS, 2))]
 SIGN = {sign: i for i, sign in enumerate(SIGNS)}
-EXCHANGES = 6
+EXCHANGES = 4
 
 
-def exchange(rng: random.Random, kind: str) -> tuple[Row, Row]:
-    "Who has the ring at first, who exchange what they hold; and what is said."
+def exchange(rng: random.Random, kind: str, exchanges: int = EXCHANGES, slips: float = 0.0) -> tuple[Row, Row]:
+    "Who has the ring at first, who exchange what they hold; and what is said, by a teacher who now and then names anybody."
     holder = rng.choice(PERSONS)
     prompt, holders = [holder], []
-    for _ in range(EXCHANGES):
+    for _ in range(exchanges):
         two = rng.choice(SIGNS[3 + len(PERSONS) :])
         if holder in two: holder = two[1 - two.index(holder)]
+        if slips and rng.random() < slips: holder = rng.choice(PERSONS)
         prompt.append(two)
         holders.append(holder)
-    answer = {"at once": [holder], "dots": ["."] * (EXCHANGES - 1) + [holder], "steps": holders}[kind]
+    answer = {"at once": [holder], "dots": ["."] * (exchanges - 1) + [holder], "steps": holders}[kind]
     return [SIGN[s] for s in (*prompt, "?")], [SIGN[s] for s in answer]
+
+
+def player(seed: int, updates: int, kind: str, exchanges: int = EXCHANGES, slips: float = 0.0) -> Transformer:
+    "A model that was shown 64 games at each update."
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    size = {"d_model": 32, "n_layer": 2, "n_head": 2, "context_length": 32}
+    model = Transformer(preset("tiny", len(SIGNS), positions="learned", tie=False, **size))
+
+    def stream() -> Iterator[Answers]:
+        while True: yield Answers.of(*zip(*(exchange(rng, kind, exchanges, slips) for _ in range(64))))
+
+    def loss(model: nn.Module, batch: Answers) -> tuple[Tensor, int]:
+        return -token_log_probs(model, batch).sum(), int(batch.mask.sum())
+
+    Trainer(model, stream(), TrainConfig(steps=updates, lr=1e-2, warmup=min(10, updates - 1), seed=seed), loss=loss).fit()
+    return model
+
+
+def exam(model: nn.Module, n: int, kind: str, exchanges: int = EXCHANGES) -> float:
+    "The share of right last tokens, greedily."
+    asked = [exchange(random.Random(10**6 + i), kind, exchanges) for i in range(n)]
+    told = generate(model, [q for q, _ in asked], SamplingConfig(len(asked[0][1]), temperature=0))
+    return sum(a[-1] == b[-1] for (_, a), b in zip(asked, told)) / n
 
 
 @BENCHMARK.part()
 def steps(settings: Settings) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    updates = settings.pick(400, 2)
-    for kind in ("at once", "dots", "steps"):
-        rows = []
-        for seed in range(settings.seeds):
-            rng = random.Random(seed)
-            torch.manual_seed(seed)
-            size = {"d_model": 32, "n_layer": 2, "n_head": 2, "context_length": 32}
-            model = Transformer(preset("tiny", len(SIGNS), positions="learned", tie=False, **size))
+    updates, right = settings.pick(500, 2), {}
+    for kind, tokens in (("at once", 1), ("dots", EXCHANGES), ("steps", EXCHANGES)):
+        found = [exam(player(seed, updates, kind), settings.pick(500, 8), kind) for seed in range(settings.seeds)]
+        right[kind] = {**mean_sd(found), "tokens": tokens}
+    return {"updates": updates, "exchanges": EXCHANGES, "right": right}
 
-            def stream(rng: random.Random = rng, kind: str = kind) -> Iterator[Answers]:
-                while True: yield Answers.of(*zip(*(exchange(rng, kind) for _ in range(64))))
 
-            def loss(model: nn.Module, batch: Answers) -> tuple[Tensor, int]:
-                return -token_log_probs(model, batch).sum(), int(batch.mask.sum())
+@BENCHMARK.part()
+def practice(settings: Settings) -> dict[str, Any]:
+    "Lessons with slips, then GRPO on the last token of each answer, drawn as the model says."
+    exchanges, rows = EXCHANGES, []
+    for seed in range(settings.seeds):
+        model = player(seed, settings.pick(600, 2), "steps", exchanges, slips=0.15)
+        rng = random.Random(1000 + seed)
+        answers = {tuple(q): a[-1] for q, a in (exchange(rng, "steps", exchanges) for _ in range(3000))}
 
-            Trainer(model, stream(), TrainConfig(steps=updates, lr=1e-2, warmup=1 if settings.dry else 10, seed=seed), loss=loss).fit()
-            asked = [exchange(random.Random(10**6 + i), kind) for i in range(settings.pick(500, 8))]
-            told = generate(model, [q for q, _ in asked], SamplingConfig(len(asked[0][1]), temperature=0))
-            rows.append({"right": sum(a[-1] == b[-1] for (_, a), b in zip(asked, told)) / len(asked)})
-        out[kind] = {**by_seed(rows)["right"], "tokens": len(asked[0][1])}
-    return {"updates": updates, "exchanges": EXCHANGES, "right": out}
+        def checked(question: Row, answer: Row, answers: dict[tuple[int, ...], int] = answers) -> float:
+            return float(answer[-1] == answers[tuple(question)])
+
+        asked = [exchange(random.Random(10**6 + i), "steps", exchanges) for i in range(settings.pick(500, 8))]
+        row: dict[str, float] = {}
+        for stage in ("lessons", "practice"):
+            if stage == "practice":
+                config = PolicyConfig(16, 8, max_new_tokens=exchanges, seed=seed)
+                learn_from_rewards(model, list(map(list, answers)), checked, config, settings.pick(120, 1), lr=2e-3)
+            told = generate(model, [q for q, _ in asked], SamplingConfig(exchanges, seed=seed))
+            row[f"{stage}: last right"] = sum(a[-1] == b[-1] for (_, a), b in zip(asked, told)) / len(asked)
+            row[f"{stage}: all right"] = sum(a == b for (_, a), b in zip(asked, told)) / len(asked)
+        rows.append(row)
+    return {"exchanges": exchanges, "slips": 0.15, **by_seed(rows)}
 
 
 if __name__ == "__main__": run(__file__)

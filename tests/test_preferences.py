@@ -343,7 +343,8 @@ def test_a_step_of_trls_dpo_trainer_has_our_loss(tmp_path):
     raw = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="<eos>")
-    config = GPT2Config(len(words), 16, 16, 1, 2, bos_token_id=1, eos_token_id=1, pad_token_id=0, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    size = {"vocab_size": len(words), "n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = GPT2Config(**size, bos_token_id=1, eos_token_id=1, pad_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     torch.manual_seed(0)
     model, reference = GPT2LMHeadModel(config), GPT2LMHeadModel(config)
     rows = [("a b", " c d", " e"), ("b", " a", " c c d")]
