@@ -5,9 +5,9 @@
 The world is that of the chapter: the smallest Small World, without small talk, and a Transformer of 65,000 parameters that has read it.
 obedience: how often a story loses something that a friend finds. The unit of computation is one answer: to write it costs 1, to learn from
 it 3 (forward and backward pass). For a number of uses the best-of-n beside GRPO has the n that spends as much in all, training included.
-steps: who has the ring after four exchanges: said at once, after three dots, or after saying it for each exchange; equal models, equal updates.
-practice: lessons in which a step is a slip now and then, and after them GRPO on the last token. All numbers are means over seeds, each with
-its standard deviation; each seed has a model of its own.
+steps: who has the ring after four exchanges: said at once, after three dots, or after saying it for each exchange; equal models, equal
+updates. practice: lessons in which a step is a slip now and then, and after them GRPO on the last token. All numbers are means over seeds,
+each with its standard deviation; each seed has a model of its own.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ def player(seed: int, updates: int, kind: str, exchanges: int = EXCHANGES, slips
     rng = random.Random(seed)
     torch.manual_seed(seed)
     size = {"d_model": 32, "n_layer": 2, "n_head": 2, "context_length": 32}
-    model = Transformer(preset("tiny", len(SIGNS), positions="learned", tie=False, **size))
+    model = Transformer(preset("tiny", len(SIGNS), tie=False, **size))
 
     def stream() -> Iterator[Answers]:
         while True: yield Answers.of(*zip(*(exchange(rng, kind, exchanges, slips) for _ in range(64))))
@@ -191,7 +191,7 @@ def exam(model: nn.Module, n: int, kind: str, exchanges: int = EXCHANGES) -> flo
 
 @BENCHMARK.part()
 def steps(settings: Settings) -> dict[str, Any]:
-    updates, right = settings.pick(500, 2), {}
+    updates, right = settings.pick(300, 2), {}
     for kind, tokens in (("at once", 1), ("dots", EXCHANGES), ("steps", EXCHANGES)):
         found = [exam(player(seed, updates, kind), settings.pick(500, 8), kind) for seed in range(settings.seeds)]
         right[kind] = {**mean_sd(found), "tokens": tokens}
@@ -203,7 +203,7 @@ def practice(settings: Settings) -> dict[str, Any]:
     "Lessons with slips, then GRPO on the last token of each answer, drawn as the model says."
     exchanges, rows = EXCHANGES, []
     for seed in range(settings.seeds):
-        model = player(seed, settings.pick(600, 2), "steps", exchanges, slips=0.15)
+        model = player(seed, settings.pick(400, 2), "steps", exchanges, slips=0.15)
         rng = random.Random(1000 + seed)
         answers = {tuple(q): a[-1] for q, a in (exchange(rng, "steps", exchanges) for _ in range(3000))}
 
@@ -215,7 +215,7 @@ def practice(settings: Settings) -> dict[str, Any]:
         for stage in ("lessons", "practice"):
             if stage == "practice":
                 config = PolicyConfig(16, 8, max_new_tokens=exchanges, seed=seed)
-                learn_from_rewards(model, list(map(list, answers)), checked, config, settings.pick(120, 1), lr=2e-3)
+                learn_from_rewards(model, list(map(list, answers)), checked, config, settings.pick(150, 1), lr=2e-3)
             told = generate(model, [q for q, _ in asked], SamplingConfig(exchanges, seed=seed))
             row[f"{stage}: last right"] = sum(a[-1] == b[-1] for (_, a), b in zip(asked, told)) / len(asked)
             row[f"{stage}: all right"] = sum(a == b for (_, a), b in zip(asked, told)) / len(asked)

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Advantage', 'Over', 'KLKind', 'Reward', 'PreferencesError', 'Answers', 'token_log_probs', 'sequence_log_probs',
            'check_reference', 'grpo_advantages', 'reinforce_loss', 'ppo_loss', 'reduce_losses', 'kl', 'token_kl',
-           'PolicyConfig', 'Experience', 'sample_answers', 'score', 'Rollouts', 'PolicyLoss', 'learn_from_rewards',
-           'best_of', 'mean_best_of', 'reward_loss', 'dpo_loss', 'Pairs', 'PairBatches', 'RewardModel', 'pair_loss',
-           'DPO']
+           'reward_loss', 'dpo_loss', 'Pairs', 'PairBatches', 'RewardModel', 'pair_loss', 'DPO', 'PolicyConfig',
+           'Experience', 'sample_answers', 'score', 'Rollouts', 'PolicyLoss', 'learn_from_rewards', 'best_of',
+           'mean_best_of']
 
 # %% ../nbs/52_preferences.ipynb #cc5d43460e
 import copy
@@ -215,6 +215,131 @@ def token_kl(
     found = (ours.exp() * (ours - theirs)).sum(-1)
     return F.pad(found, (1, 0)).masked_fill(~answers.mask, 0.)
 
+# %% ../nbs/52_preferences.ipynb #f47d363c82
+def reward_loss(
+    chosen: Tensor,  # (B,) rewards of the answers that were preferred
+    rejected: Tensor,  # (B,) rewards of the others
+) -> Tensor: # (B,) nats
+    "Minus the log-probability of each preference (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1)."
+    return -F.logsigmoid(chosen - rejected)
+
+
+def dpo_loss(
+    chosen: Tensor,  # (B,) log-probabilities of the answers that were preferred, under the model that is trained
+    rejected: Tensor,  # (B,) those of the others
+    ref_chosen: Tensor,  # (B,) the same under the reference
+    ref_rejected: Tensor,  # (B,)
+    beta: float = 0.1,  # above 0: the price of a nat of KL, in units of reward
+    smoothing: float = 0.0,  # share of pairs that are believed to be the wrong way round, below 1/2
+) -> Tensor: # (B,) nats
+    "Minus the log-probability of each preference, if beta times a log-ratio is the reward (Rafailov et al. 2023, eq. 7)."
+    _check.above("beta", beta)
+    _check.that(0 <= smoothing < 0.5, f"smoothing={smoothing} must be at least 0 and below 0.5: at half the pairs say nothing.")
+    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
+    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    "Two answers to each prompt, of which somebody preferred the first; perhaps with what a reference thinks of them."
+
+    chosen: Answers  # B rows
+    rejected: Answers  # B rows, with the same prompts
+    ref_chosen: Tensor | None = None  # (B,) log-probabilities under the reference
+    ref_rejected: Tensor | None = None  # (B,)
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],  # ids
+        chosen: Sequence[Sequence[int]],  # ids of the answers that were preferred
+        rejected: Sequence[Sequence[int]],  # ids of the others
+    ) -> "Pairs":
+        "From lists. PreferencesError where both answers are the same, or one is empty."
+        n, m = len(chosen), len(rejected)
+        _check.that(n == m, f"There are {n} chosen answers and {m} rejected ones: a pair has one of each.")
+        for b, (one, other) in enumerate(zip(chosen, rejected)):
+            same = list(one) == list(other)
+            _check.that(not same, f"Pair {b}: both answers are the same, so that the preference says nothing. Leave the pair out.")
+        return cls(Answers.of(prompts, chosen), Answers.of(prompts, rejected))
+
+    def __len__(self) -> int: return len(self.chosen)
+
+    def __getitem__(self, rows: Any) -> "Pairs":
+        "Some of the pairs."
+        refs = (None if r is None else r[rows] for r in (self.ref_chosen, self.ref_rejected))
+        return Pairs(self.chosen[rows], self.rejected[rows], *refs)
+
+    def to(self, device: torch.device | str) -> "Pairs":
+        refs = (None if r is None else r.to(device) for r in (self.ref_chosen, self.ref_rejected))
+        return Pairs(self.chosen.to(device), self.rejected.to(device), *refs)
+
+    def with_reference(
+        self,
+        reference: Any,  # causal: ids (B, T) to logits (B, T, V)
+        batch_size: int = 64,  # pairs that are read at once
+    ) -> "Pairs":
+        "The same pairs with the reference's log-probabilities, computed once."
+        with evaluating(reference):
+            parts = [[sequence_log_probs(reference, side[i : i + batch_size]) for i in range(0, len(self), batch_size)]
+                     for side in (self.chosen, self.rejected)]  # fmt: skip
+        return replace(self, ref_chosen=torch.cat(parts[0]), ref_rejected=torch.cat(parts[1]))
+
+
+class PairBatches(Batches):
+    "Batches of pairs, in another order in each epoch."
+
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int = 0):
+        _check.count("batch_size", batch_size)
+        _check.count("seed", seed, 0)
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+
+    def plan(self, epoch: int) -> Sequence[Any]:
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
+        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+
+    def make(self, item: Any) -> Pairs: return self.pairs[torch.from_numpy(item)]
+
+
+class RewardModel(nn.Module):
+    "A decoder whose last vector is turned into one number: how good the answer is."
+
+    def __init__(self, body: Transformer):  # a decoder; it is copied
+        super().__init__()
+        check_task(body, "next", what="RewardModel", error=PreferencesError)
+        self.body = copy.deepcopy(body)
+        self.body.drop_scores()
+        self.head = nn.Linear(body.config.d_model, 1, bias=False)
+        nn.init.zeros_(self.head.weight)  # at first all answers are alike
+
+    def forward(self, answers: Answers) -> Tensor: # (B,)
+        "A reward for each answer, read from its last token."
+        T = answers.mask.shape[1]
+        last = T - 1 - answers.mask.flip(-1).int().argmax(-1)
+        hidden = self.body.hidden(answers.ids)
+        return self.head(hidden[torch.arange(len(last)), last])[:, 0]
+
+
+def pair_loss(model: nn.Module, pairs: Pairs) -> tuple[Tensor, int]:
+    "For `Trainer`: the sum of `reward_loss` over pairs, and their number. The model gives a reward to each answer."
+    losses = reward_loss(model(pairs.chosen), model(pairs.rejected))
+    return losses.sum(), len(pairs)
+
+
+@dataclass(frozen=True)
+class DPO:
+    "For `Trainer`: the sum of `dpo_loss` over pairs that have their reference, and their number."
+
+    beta: float = 0.1  # above 0
+    smoothing: float = 0.0  # at least 0, below 1/2
+
+    def __call__(self, model: nn.Module, pairs: Pairs) -> tuple[Tensor, int]:
+        if pairs.ref_chosen is None or pairs.ref_rejected is None:
+            raise PreferencesError("DPO compares with a reference: call pairs.with_reference(model) before training.")
+        chosen, rejected = sequence_log_probs(model, pairs.chosen), sequence_log_probs(model, pairs.rejected)
+        losses = dpo_loss(chosen, rejected, pairs.ref_chosen, pairs.ref_rejected, self.beta, self.smoothing)
+        return losses.sum(), len(pairs)
+
 # %% ../nbs/52_preferences.ipynb #0d4cefcee7
 Reward = Callable[[list[int], list[int]], float]  # (prompt, answer) to how good it is
 
@@ -387,128 +512,3 @@ def mean_best_of(
     # the r-th smallest of M (from 0) is the best of n if the others are among the r smaller ones
     weights = torch.tensor([math.comb(r, n - 1) / math.comb(M, n) for r in range(M)], dtype=torch.float64)
     return float((rewards.double().sort(-1).values * weights).sum(-1).mean())
-
-# %% ../nbs/52_preferences.ipynb #f47d363c82
-def reward_loss(
-    chosen: Tensor,  # (B,) rewards of the answers that were preferred
-    rejected: Tensor,  # (B,) rewards of the others
-) -> Tensor: # (B,) nats
-    "Minus the log-probability of each preference (Bradley and Terry 1952; Ouyang et al. 2022, eq. 1)."
-    return -F.logsigmoid(chosen - rejected)
-
-
-def dpo_loss(
-    chosen: Tensor,  # (B,) log-probabilities of the answers that were preferred, under the model that is trained
-    rejected: Tensor,  # (B,) those of the others
-    ref_chosen: Tensor,  # (B,) the same under the reference
-    ref_rejected: Tensor,  # (B,)
-    beta: float = 0.1,  # above 0: the price of a nat of KL, in units of reward
-    smoothing: float = 0.0,  # share of pairs that are believed to be the wrong way round, below 1/2
-) -> Tensor: # (B,) nats
-    "Minus the log-probability of each preference, if beta times a log-ratio is the reward (Rafailov et al. 2023, eq. 7)."
-    _check.above("beta", beta)
-    _check.that(0 <= smoothing < 0.5, f"smoothing={smoothing} must be at least 0 and below 0.5: at half the pairs say nothing.")
-    margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected))
-    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
-
-
-@dataclass(frozen=True)
-class Pairs:
-    "Two answers to each prompt, of which somebody preferred the first; perhaps with what a reference thinks of them."
-
-    chosen: Answers  # B rows
-    rejected: Answers  # B rows, with the same prompts
-    ref_chosen: Tensor | None = None  # (B,) log-probabilities under the reference
-    ref_rejected: Tensor | None = None  # (B,)
-
-    @classmethod
-    def of(
-        cls,
-        prompts: Sequence[Sequence[int]],  # ids
-        chosen: Sequence[Sequence[int]],  # ids of the answers that were preferred
-        rejected: Sequence[Sequence[int]],  # ids of the others
-    ) -> "Pairs":
-        "From lists. PreferencesError where both answers are the same, or one is empty."
-        n, m = len(chosen), len(rejected)
-        _check.that(n == m, f"There are {n} chosen answers and {m} rejected ones: a pair has one of each.")
-        for b, (one, other) in enumerate(zip(chosen, rejected)):
-            same = list(one) == list(other)
-            _check.that(not same, f"Pair {b}: both answers are the same, so that the preference says nothing. Leave the pair out.")
-        return cls(Answers.of(prompts, chosen), Answers.of(prompts, rejected))
-
-    def __len__(self) -> int: return len(self.chosen)
-
-    def __getitem__(self, rows: Any) -> "Pairs":
-        "Some of the pairs."
-        refs = (None if r is None else r[rows] for r in (self.ref_chosen, self.ref_rejected))
-        return Pairs(self.chosen[rows], self.rejected[rows], *refs)
-
-    def to(self, device: torch.device | str) -> "Pairs":
-        refs = (None if r is None else r.to(device) for r in (self.ref_chosen, self.ref_rejected))
-        return Pairs(self.chosen.to(device), self.rejected.to(device), *refs)
-
-    def with_reference(
-        self,
-        reference: Any,  # causal: ids (B, T) to logits (B, T, V)
-        batch_size: int = 64,  # pairs that are read at once
-    ) -> "Pairs":
-        "The same pairs with the reference's log-probabilities, computed once."
-        with evaluating(reference):
-            parts = [[sequence_log_probs(reference, side[i : i + batch_size]) for i in range(0, len(self), batch_size)]
-                     for side in (self.chosen, self.rejected)]  # fmt: skip
-        return replace(self, ref_chosen=torch.cat(parts[0]), ref_rejected=torch.cat(parts[1]))
-
-
-class PairBatches(Batches):
-    "Batches of pairs, in another order in each epoch."
-
-    def __init__(self, pairs: Pairs, batch_size: int, seed: int = 0):
-        _check.count("batch_size", batch_size)
-        _check.count("seed", seed, 0)
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
-
-    def plan(self, epoch: int) -> Sequence[Any]:
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.pairs))
-        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
-
-    def make(self, item: Any) -> Pairs: return self.pairs[torch.from_numpy(item)]
-
-
-class RewardModel(nn.Module):
-    "A decoder whose last vector is turned into one number: how good the answer is."
-
-    def __init__(self, body: Transformer):  # a decoder; it is copied
-        super().__init__()
-        check_task(body, "next", what="RewardModel", error=PreferencesError)
-        self.body = copy.deepcopy(body)
-        self.body.drop_scores()
-        self.head = nn.Linear(body.config.d_model, 1, bias=False)
-        nn.init.zeros_(self.head.weight)  # at first all answers are alike
-
-    def forward(self, answers: Answers) -> Tensor: # (B,)
-        "A reward for each answer, read from its last token."
-        T = answers.mask.shape[1]
-        last = T - 1 - answers.mask.flip(-1).int().argmax(-1)
-        hidden = self.body.hidden(answers.ids)
-        return self.head(hidden[torch.arange(len(last)), last])[:, 0]
-
-
-def pair_loss(model: nn.Module, pairs: Pairs) -> tuple[Tensor, int]:
-    "For `Trainer`: the sum of `reward_loss` over pairs, and their number. The model gives a reward to each answer."
-    losses = reward_loss(model(pairs.chosen), model(pairs.rejected))
-    return losses.sum(), len(pairs)
-
-
-@dataclass(frozen=True)
-class DPO:
-    "For `Trainer`: the sum of `dpo_loss` over pairs that have their reference, and their number."
-
-    beta: float = 0.1  # above 0
-    smoothing: float = 0.0  # at least 0, below 1/2
-
-    def __call__(self, model: nn.Module, pairs: Pairs) -> tuple[Tensor, int]:
-        if pairs.ref_chosen is None or pairs.ref_rejected is None:
-            raise PreferencesError("DPO compares with a reference: call pairs.with_reference(model) before training.")
-        chosen, rejected = sequence_log_probs(model, pairs.chosen), sequence_log_probs(model, pairs.rejected)
-        losses = dpo_loss(chosen, rejected, pairs.ref_chosen, pairs.ref_rejected, self.beta, self.smoothing)
-        return losses.sum(), len(pairs)
