@@ -7,7 +7,7 @@ model would reach the entropy. Rates: for each width the learning rate with the 
 else uses. Sweep: six widths and four lengths of training, one epoch each, so that runs with equal 6ND meet (IsoFLOP), scored on test
 stories. Its runs are kept one by one in the temporary folder, so the part goes on where it was stopped, and runs that the file of results
 has are not trained again (unless --anew 1). Step_time: what a step of training
-takes by the clock, in turns, for shapes by which a model of time is calibrated and for others that it has to predict. Repeats: the same
+takes in seconds of the processor, in turns, for shapes by which a model of time is calibrated and for others that it has to predict. Repeats: the same
 stories again, against new ones, for equally many steps. Widths: learning rates at several widths, in standard parametrisation and in muP,
 one factor changed at a time. Batches: steps until a loss is reached, by batch size, and the gradient noise scale at half of the way.
 """
@@ -19,6 +19,7 @@ import math
 import re
 import statistics
 import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,7 +199,7 @@ def step_time(settings: Settings) -> list[dict]:
             optimizer.zero_grad()
 
         ways[str((d, n_layer, rows, length, vocab))] = step
-    times = in_turns(ways, settings.rounds, repeat=settings.pick(2, 1))
+    times = in_turns(ways, settings.rounds, repeat=settings.pick(2, 1), clock=time.process_time)
     return [
         {"d_model": d, "n_layer": n, "rows": rows, "length": length, "vocab_size": vocab, "calibrates": (d, n, rows, length, vocab) in CALIBRATE,
          "seconds": statistics.median(times[key]), "fastest": min(times[key])}
