@@ -7,9 +7,9 @@ model would reach the entropy. Rates: for each width the learning rate with the 
 else uses. Sweep: six widths and four lengths of training, one epoch each, so that runs with equal 6ND meet (IsoFLOP), scored on test
 stories. Its runs are kept one by one in the temporary folder, so the part goes on where it was stopped, and runs that the file of results
 has are not trained again (unless --anew 1). Step_time: what a step of training
-takes in seconds of the processor, in turns, for shapes by which a model of time is calibrated and for others that it has to predict. Repeats: the same
-stories again, against new ones, for equally many steps. Widths: learning rates at several widths, in standard parametrisation and in muP,
-one factor changed at a time. Batches: steps until a loss is reached, by batch size, and the gradient noise scale at half of the way.
+takes in seconds of the processor, in turns, for shapes by which a model of time is calibrated and for others that it has to predict.
+Repeats: the same stories again, against new ones, for equally many steps. Widths: learning rates at several widths, in standard
+parametrisation and in muP. Batches: steps until a loss is reached, by batch size, each with its best rate, and the gradient noise scale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Benchmark, Option, Settings, in_turns, medians, run
+from benchmarks.common import Benchmark, Option, Settings, in_turns, run
 from lmbook.batches import IGNORE, Batch
 from lmbook.core import evaluating, seed_everything
 from lmbook.small_world import SmallWorld, SmallWorldConfig
@@ -95,14 +95,16 @@ def shape(d: int, **changes: Any) -> TransformerConfig:
 
 def stories_for(d: int, steps: int) -> int:
     "As many stories as make 6ND that of the smallest width at so many steps."
-    return max(ROWS, round(steps * ROWS * count_parameters(shape(WIDTHS[0])) / count_parameters(shape(d)) * 2 ** WIDTHS.index(d)))
+    smaller = count_parameters(shape(WIDTHS[0])) / count_parameters(shape(d))
+    return max(ROWS, round(steps * ROWS * smaller * 2 ** WIDTHS.index(d)))
 
 
 def trained(d: int, data: list[Batch], lr: float, seed: int, steps: int = 0, **changes: Any) -> Transformer:
     seed_everything(seed)
     model = Transformer(shape(d))
     steps = steps or len(data)
-    config = TrainConfig(steps=steps, lr=lr, warmup=max(min(10, steps - 1), steps // 20), device="cpu", log_every=10**6, seed=seed, **changes)
+    warmup = max(min(10, steps - 1), steps // 20)
+    config = TrainConfig(steps=steps, lr=lr, warmup=warmup, device="cpu", log_every=10**6, seed=seed, **changes)
     Trainer(model, data, config).fit()
     return model
 
@@ -201,8 +203,8 @@ def step_time(settings: Settings) -> list[dict]:
         ways[str((d, n_layer, rows, length, vocab))] = step
     times = in_turns(ways, settings.rounds, repeat=settings.pick(2, 1), clock=time.process_time)
     return [
-        {"d_model": d, "n_layer": n, "rows": rows, "length": length, "vocab_size": vocab, "calibrates": (d, n, rows, length, vocab) in CALIBRATE,
-         "seconds": statistics.median(times[key]), "fastest": min(times[key])}
+        {"d_model": d, "n_layer": n, "rows": rows, "length": length, "vocab_size": vocab,
+         "calibrates": (d, n, rows, length, vocab) in CALIBRATE, "seconds": statistics.median(times[key]), "fastest": min(times[key])}
         for (d, n, rows, length, vocab), key in zip(shapes, ways)
     ]
 

@@ -7,10 +7,10 @@ __all__ = ['GPUS', 'PUBLISHED', 'ScalingError', 'GPU', 'train_seconds', 'Trainin
            'ScalingLaw', 'LawFit', 'fit_law', 'power_law', 'isoflop_minimum', 'frontier', 'effective_tokens', 'mup',
            'noise_scale', 'Plan', 'plan']
 
-# %% ../nbs/58_scaling.ipynb #4e6c7cf9d8
+# %% ../nbs/58_scaling.ipynb #8950a15f3b
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from .speed import train_flops
 from .training import next_token_loss
 from .transformer import Transformer, TransformerConfig, count_parameters
 
-# %% ../nbs/58_scaling.ipynb #5f48c397d9
+# %% ../nbs/58_scaling.ipynb #f634726493
 class ScalingError(LmbookError):
     "Something about a prediction, a fit or a plan that the user can mend. The message says what to do."
 
@@ -56,8 +56,13 @@ def train_seconds(
 ) -> float: # seconds
     "How long a training run takes: 6 N D operations, divided by what the hardware reaches of its peak."
     for name, value in (("parameters", parameters), ("tokens", tokens)): _check.above(name, value)
+    return 6 * parameters * tokens / (_gpu(gpu).peak * _count(gpus) * _utilisation(utilisation))
+
+
+def _count(gpus: int) -> int:
     _check.count("gpus", gpus)
-    return 6 * parameters * tokens / (_gpu(gpu).peak * gpus * _utilisation(utilisation))
+    _check.that(gpus <= 10**7, "gpus must be at most 10,000,000.")
+    return gpus
 
 
 def _gpu(gpu: GPU | str) -> GPU:
@@ -415,7 +420,7 @@ def noise_scale(
 
 def _square(gradient: Iterable[Tensor]) -> float: return sum(float(g.double().square().sum()) for g in gradient)
 
-# %% ../nbs/58_scaling.ipynb #37beb51373
+# %% ../nbs/58_scaling.ipynb #e175a336aa
 @dataclass(frozen=True)
 class Plan:
     "What to train on given hardware in a given time. It shows itself as lines for people."
@@ -467,11 +472,11 @@ def plan(
     A first guess and no promise: the law was fitted to other text and other models. ScalingError for a GPU that is not known, and for no
     time.
     """
-    _check.count("gpus", gpus)
     _check.above("hours", hours)
     hardware = _gpu(gpu)
-    flops = hardware.peak * gpus * hours * 3600 * _utilisation(utilisation)
+    flops = hardware.peak * _count(gpus) * hours * 3600 * _utilisation(utilisation)
     N, D = law.best(flops)
+    _check.that(N >= 1000 and D >= 1000, f"hours={hours!r} is too little: a run of {flops:.1g} operations trains nothing.")
     notes = ["the loss is that of Hoffmann et al.'s text and tokenizer; on your text it will be another, and differences say more"]
     worth = D
     if unique is not None:
@@ -481,7 +486,7 @@ def plan(
             notes.append(f"the text is read {D / unique:.1f} times, which is worth {_short(worth)} new tokens (Muennighoff et al. 2023)")
     d_model = max(64, 64 * round((8 * N) ** (1 / 3) / 64))  # 12 n_layer d_model^2 parameters, and a layer for each 96 of width
     n_layer = max(1, round(N / (12 * d_model**2)))
-    batch = min(round(0.2920 * flops**0.3271), round(D))
+    batch = max(1, min(round(0.2920 * flops**0.3271), round(D)))
     row = min(4096, batch)
     kept = row * (n_layer * 2 * d_model + 34 * d_model)  # in bytes: the blocks' inputs, and one block anew (checkpointing)
     memory = 16 * N / gpus + kept
