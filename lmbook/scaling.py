@@ -7,7 +7,7 @@ __all__ = ['GPUS', 'PUBLISHED', 'ScalingError', 'GPU', 'train_seconds', 'Trainin
            'ScalingLaw', 'LawFit', 'fit_law', 'power_law', 'isoflop_minimum', 'frontier', 'effective_tokens', 'mup',
            'noise_scale', 'Plan', 'plan']
 
-# %% ../nbs/58_scaling.ipynb #8950a15f3b
+# %% ../nbs/58_scaling.ipynb #492abd6dea
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batches import Batch
 from .core import Check, LmbookError
 from .speed import train_flops
 from .training import next_token_loss
@@ -159,7 +160,7 @@ class StepTime:
         "A step's time."
         return float(np.dot(astuple(self), _work(config, rows, tokens)))
 
-# %% ../nbs/58_scaling.ipynb #14d8dcc7aa
+# %% ../nbs/58_scaling.ipynb #d1ed1183db
 @dataclass(frozen=True)
 class ScalingLaw:
     "The loss of a model with N parameters after D tokens: E + A / N**alpha + B / D**beta (Hoffmann et al. 2022, eq. 2)."
@@ -174,16 +175,26 @@ class ScalingLaw:
         _check.positive(self, "E", zero=True)
         _check.positive(self, "A", "B", "alpha", "beta")
 
-    def loss(self, N: Any, D: Any) -> Any:
-        "Nats per token; for numbers or arrays."
-        return self.E + self.A / N**self.alpha + self.B / D**self.beta
+    def loss(
+        self,
+        N: float | np.ndarray,  # parameters, above 0
+        D: float | np.ndarray,  # tokens, above 0
+    ) -> Any: # nats per token, a number or an array as they are
+        "What the law expects."
+        n, d = np.asarray(N), np.asarray(D)
+        good = n.dtype.kind in "iuf" and d.dtype.kind in "iuf" and bool((n > 0).all() and (d > 0).all())
+        _check.that(good, "N and D must be numbers above 0: parameters and tokens.")
+        with np.errstate(over="ignore"): found = self.E + self.A / n.astype(float) ** self.alpha + self.B / d.astype(float) ** self.beta
+        return found if found.ndim else float(found)
 
     def best(self, compute: float) -> tuple[float, float]: # N, D
         "The parameters and tokens with the lowest loss at so many FLOPs, if a run takes 6 N D (Hoffmann et al. 2022, eq. 4)."
         _check.above("compute", compute)
         a, b = self.alpha, self.beta
-        N = (a * self.A / (b * self.B)) ** (1 / (a + b)) * (compute / 6) ** (b / (a + b))
-        return N, compute / 6 / N
+        try:
+            N = (a * self.A / (b * self.B)) ** (1 / (a + b)) * (compute / 6) ** (b / (a + b))
+            return N, compute / 6 / N
+        except ArithmeticError: raise ScalingError(f"With exponents of {a:g} and {b:g} no size is best at {compute:g} FLOPs.") from None
 
 
 PUBLISHED = {  # for the text, tokenizer and models of Hoffmann et al.
@@ -363,7 +374,7 @@ def effective_tokens(
     _check.that(math.isfinite(epochs) and epochs >= 1, f"epochs={epochs!r} must be 1 or more, and finite.")
     return unique * (1 + fade * -math.expm1(-(epochs - 1) / fade))
 
-# %% ../nbs/58_scaling.ipynb #80a50833da
+# %% ../nbs/58_scaling.ipynb #3426b32b58
 def mup(
     model: Transformer,  # its scores come from a matrix of their own (tie=False); its maps are drawn by "lecun"
     lr: float,  # the rate that is best for a model of the base width
@@ -403,6 +414,7 @@ def noise_scale(
     parameters = [p for p in model.parameters() if p.requires_grad]
     small, large, total, n = [], [], [torch.zeros_like(p) for p in parameters], 0
     for batch in batches:
+        _check.that(isinstance(batch, Batch), f"batches must hold lmbook.batches.Batch, each of one row, not {type(batch).__name__}.")
         loss, tokens = next_token_loss(model, batch)
         gradient = torch.autograd.grad(loss / tokens, parameters, allow_unused=True)
         gradient = tuple(torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient))

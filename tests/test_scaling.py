@@ -152,7 +152,10 @@ def test_a_coefficient_that_is_none():
     _, N, D, L = runs("large")
     with pytest.raises(ScalingError, match="coefficient 'gamma'"): fit_law(N, D, L, samples=1).interval("gamma")
     with pytest.raises(ScalingError): ScalingLaw(1, -1, 1, 1, 1)
-    with pytest.raises(ScalingError): PUBLISHED["hoffmann"].best(0)
+    for law, compute in ((PUBLISHED["hoffmann"], 0), (ScalingLaw(1, 2, 1, 1e-300, 1e-300), 6e9)):
+        with pytest.raises(ScalingError): law.best(compute)
+    for N, D in ((0, 1), (1, -1), ("a", 1), (np.array([1, 0]), 1)):
+        with pytest.raises(ScalingError, match="above 0"): PUBLISHED["hoffmann"].loss(N, D)
 
 
 # ---------------------------------------------------------------- the other two methods
