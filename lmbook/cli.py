@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/83_cli.ipynb #771d3fcba8
+# %% ../nbs/83_cli.ipynb #a22b68c967
 import argparse
 import io
 import json
@@ -22,12 +22,13 @@ from .constraints import regex_constraint
 from .core import Check, LmbookError
 from .generation import SamplingConfig
 from .runs import Run, RunConfig, RunError, load_run, sort_settings, train_run
+from .scaling import GPUS, plan
 from .sources import SourceConfig, read_texts
 from .tokenizer_files import load_tokenizer
 from .batches import write_tokens
 from .transformer import PRESETS
 
-# %% ../nbs/83_cli.ipynb #385e89f8ef
+# %% ../nbs/83_cli.ipynb #81a6bb7559
 _DEFAULT = RunConfig()
 _BY = get_args(get_type_hints(SourceConfig)["by"])
 _FOLDER = "of a run; or of a GPT-2 or Llama model with its tokenizer.json"
@@ -114,7 +115,16 @@ def _tokenize_options(command: argparse.ArgumentParser) -> None:
     add("--ids", action="store_true", help="only the numbers")
     add("--out", metavar="FILE.npy", help="write the numbers to a file, for lmbook.training.open_tokens")
 
-# %% ../nbs/83_cli.ipynb #1e7a012bb8
+
+def _plan_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--hours", type=float, required=True, help="how long the hardware can be used")
+    add("--gpus", type=int, default=1, metavar="N", help=f"how many train together {_SHOWN}")
+    add("--gpu", default="h100", metavar="NAME", help=f"of which kind: {', '.join(GPUS)} {_SHOWN}")
+    add("--utilisation", type=float, default=0.4, metavar="SHARE", help=f"of the GPU's peak that is reached {_SHOWN}")
+    add("--unique", type=float, metavar="TOKENS", help="how much text there is; it is read again where it is too short (default: enough)")
+
+# %% ../nbs/83_cli.ipynb #0dcf6204d5
 def _to_stderr(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
 
@@ -266,7 +276,11 @@ def _tokenize(args: argparse.Namespace) -> None:
     size, characters = sum(len(text.encode()) for text in texts), sum(map(len, texts))
     _to_stderr(f"{len(ids):,} tokens, {characters:,} characters, {size:,} bytes: {size / max(1, len(ids)):.2f} bytes a token")
 
-# %% ../nbs/83_cli.ipynb #150bcafa92
+
+def _plan(args: argparse.Namespace) -> None:
+    print(plan(args.gpus, args.hours, args.gpu, utilisation=args.utilisation, unique=args.unique))
+
+# %% ../nbs/83_cli.ipynb #168adb15d0
 _COMMANDS = {  # name: what it does, an example, its options, and the function that does it
     "train": (
         "train a model on a text",
@@ -293,6 +307,12 @@ _COMMANDS = {  # name: what it does, an example, its options, and the function t
         'lmbook tokenize runs/novel "It was a dark night."',
         _tokenize_options,
         _tokenize,
+    ),
+    "plan": (
+        "say what to train on some GPUs in some hours",
+        "lmbook plan --gpus 8 --hours 24 --gpu a100",
+        _plan_options,
+        _plan,
     ),
 }
 

@@ -22,6 +22,7 @@ from lmbook.core import LmbookError
 from lmbook.generation import SamplingConfig
 from lmbook.pretrained import save_pretrained
 from lmbook.runs import load_run, make_tokenizer, train_run
+from lmbook.scaling import plan
 from lmbook.tokenizer_files import load_tokenizer
 from lmbook.training import read_log
 from lmbook.transformer import Transformer, preset
@@ -83,10 +84,19 @@ def test_the_command_from_nothing_to_text(text: Path, tmp_path: Path):
 
 def test_help_names_every_command_and_a_wrong_one_is_code_2():
     done = call("--help")
-    assert done.returncode == 0 and all(word in done.stdout for word in ("train", "generate", "evaluate", "tokenize"))
-    for command in ("train", "generate", "evaluate", "tokenize"): assert "for example:  lmbook" in call(command, "--help").stdout
+    assert done.returncode == 0 and all(word in done.stdout for word in ("train", "generate", "evaluate", "tokenize", "plan"))
+    for command in ("train", "generate", "evaluate", "tokenize", "plan"): assert "for example:  lmbook" in call(command, "--help").stdout
     assert call("trian").returncode == 2 and call("train").returncode == 2 and call().returncode == 2
     assert call("--version").stdout.startswith("lmbook 0.")
+
+
+def test_plan(capsys: pytest.CaptureFixture):
+    assert main("plan --gpus 8 --hours 24 --gpu A100 --utilisation 0.5 --unique 1e9".split()) == 0
+    assert capsys.readouterr().out == f"{plan(8, 24, 'a100', utilisation=0.5, unique=1e9)}\n"
+    assert "Known are t4, v100" in fails(capsys, "plan", "--hours", "24", "--gpu", "abacus")
+    assert "hours=0.0 must be above 0" in fails(capsys, "plan", "--hours", "0")
+    assert "gpus=0 must be a whole number" in fails(capsys, "plan", "--hours", "1", "--gpus", "0")
+    assert main(["plan"]) == 2 and main(["plan", "--hours", "soon"]) == 2
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such pipe")
