@@ -70,7 +70,10 @@ def state(model: nn.Module) -> dict[str, torch.Tensor]: return {name: t.clone() 
 # ---------------------------------------------------------------- LoRA
 
 
-@pytest.mark.parametrize("targets", [("query", "value"), ("query", "key", "value", "out", "gate", "up", "down"), ("decoder.blocks.1.mlp.up",)])
+ALL = ("query", "key", "value", "out", "gate", "up", "down")
+
+
+@pytest.mark.parametrize("targets", [("query", "value"), ALL, ("decoder.blocks.1.mlp.up",)])
 @torch.no_grad()
 def test_lora_begins_as_nothing_merges_and_comes_out_again(targets):
     plain, model = make(), make()
@@ -97,7 +100,7 @@ def test_only_the_products_and_the_head_are_trained_and_all_of_them():
     n = apply_lora(model, LoraConfig(2, 4.0, dropout=0.1))
     c = model.body.config
     kv = c.attention.n_kv * c.attention.size
-    assert n == trained(model) == 2 * (2 * (32 + 32) + 2 * (32 + kv)) + 3 * 32 + 3 * 0 + (model.score.bias is not None) * 3
+    assert n == trained(model) == 2 * (2 * (32 + 32) + 2 * (32 + kv)) + 3 * 32 + (model.score.bias is not None) * 3
     train(model)
     after = state(model)
     for name, old in before.items():
@@ -318,7 +321,10 @@ TALK = [
     {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who is there?"},
     {"role": "assistant", "content": "Anna."}, {"role": "user", "content": "And who else?"}, {"role": "assistant", "content": "Nobody."},
 ]  # fmt: skip
-OTHER = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+OTHER = (
+    "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 
 
 def words() -> WordTokenizer:
@@ -339,7 +345,7 @@ def test_transformers_renders_the_same(template, n, prompt, tmp_path):
 def test_only_the_last_answer_is_learned():
     tokenizer, template = words(), ChatTemplate()
     given, wanted = template.example(tokenizer, TALK)
-    assert tokenizer.decode(wanted, specials=True) == "Nobody.<|end|>" if False else wanted[-1] == tokenizer.special("<|end|>")
+    assert wanted[-1] == tokenizer.special("<|end|>")
     assert tokenizer.decode(wanted) == "Nobody." and given[0] == tokenizer.bos_id and given[-1] == tokenizer.special("<|assistant|>")
     [batch] = Examples([(given, wanted)], batch_size=1).read()
     assert batch.tokens == len(wanted)
@@ -473,4 +479,5 @@ def test_copies_are_apart():
     model = loud_after(LoraConfig(2))
     other = copy.deepcopy(model)
     merge(other)
-    assert not any(layer.merged for layer in lora_layers(model).values()) and isinstance(other.decoder.blocks[0].attention.query, LoraLinear)
+    assert not any(layer.merged for layer in lora_layers(model).values())
+    assert isinstance(other.decoder.blocks[0].attention.query, LoraLinear)
