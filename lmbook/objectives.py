@@ -126,7 +126,7 @@ def rectangle(
     ids[there] = np.concatenate(parts)
     return ids, there
 
-# %% ../nbs/49_objectives.ipynb #b52247ebc6
+# %% ../nbs/49_objectives.ipynb #51512b4af3
 @dataclass
 class PrefixBatch(Batch):
     "A batch whose rows have a part that is seen from both sides."
@@ -211,7 +211,8 @@ class Guesses(Batches):
     ):
         good = isinstance(objective, Objective) and type(objective) is not Objective
         _check.that(good, f"An objective is needed, such as Causal(), not a {type(objective).__name__}.")
-        _check.that(isinstance(batches, Batches) and type(batches) is not Batches, f"Batches are needed, such as a TokenStream, not a {type(batches).__name__}.")
+        good = isinstance(batches, Batches) and type(batches) is not Batches
+        _check.that(good, f"Batches are needed, such as a TokenStream, not a {type(batches).__name__}.")
         _check.count("seed", seed, 0)
         self.objective, self.inner, self.seed = objective, batches, seed
 

@@ -246,7 +246,7 @@ def test_no_two_chapters_share_a_number(): assert list(shared_numbers(PAGES)) ==
 
 def test_the_number_says_the_part():
     begins = [part["from"] for part in build.layout()["parts"]]
-    assert begins[0] == 0 and begins == sorted(set(begins)) and [n for n in begins if n % 10] == [28, 49]  # the thirties and fifties are full
+    assert begins[0] == 0 and begins == sorted(set(begins)) and [n for n in begins if n % 10] == [28, 49]  # the tens are full
 
 
 # Chapters whose lines are still wider than the page: each leaves this list when it is told again, and none comes onto it.
