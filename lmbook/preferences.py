@@ -28,7 +28,7 @@ from .generation import SamplingConfig, generate
 from .training import TrainConfig, Trainer
 from .transformer import Transformer
 
-# %% ../nbs/52_preferences.ipynb #c4142335cf
+# %% ../nbs/52_preferences.ipynb #9e7a24ddbd
 class PreferencesError(LmbookError):
     "Answers, rewards or settings from which nothing can be learned. The message says what is wrong and what to do about it."
 
@@ -59,9 +59,9 @@ class Answers:
         said = [_check.row(answer, what=f"answer {b}") for b, answer in enumerate(answers)]
         ids = np.zeros((len(said), max(len(p) + len(a) for p, a in zip(read, said))), dtype=np.int64)
         mask = np.zeros(ids.shape, dtype=bool)
-        for b, (prompt, answer) in enumerate(zip(read, said)):
-            ids[b, : len(prompt) + len(answer)] = [*prompt, *answer]
-            mask[b, len(prompt) : len(prompt) + len(answer)] = True
+        for b, (p, a) in enumerate(zip(read, said)):
+            ids[b, : len(p) + len(a)] = np.concatenate([p, a])
+            mask[b, len(p) : len(p) + len(a)] = True
         return cls(torch.from_numpy(ids), torch.from_numpy(mask))
 
     def __len__(self) -> int: return len(self.ids)
