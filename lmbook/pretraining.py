@@ -153,7 +153,7 @@ def grow_vocabulary(
     grown.load_state_dict(state)
     return grown.train(model.training)
 
-# %% ../nbs/50_pretraining.ipynb #280cdcc964
+# %% ../nbs/50_pretraining.ipynb #82d99a73df
 class Mixture(Batches):
     """Batches drawn from several sources, each with its share. Every source is read in its own order, epoch after epoch.
 
@@ -175,7 +175,7 @@ class Mixture(Batches):
         if len(self.shares) != len(self.sources):
             raise PretrainingError(f"There are {len(self.sources)} sources and {len(self.shares)} shares: each source has one.")
         if min(self.shares) < 0: raise PretrainingError(f"A share cannot be negative: {min(self.shares):g}.")
-        if abs(sum(self.shares) - 1) > 1e-6: raise PretrainingError(f"The shares add up to {sum(self.shares):g}, not to 1.")
+        if not abs(sum(self.shares) - 1) <= 1e-6: raise PretrainingError(f"The shares add up to {sum(self.shares):g}, not to 1.")
         _check.count("seed", seed, 0)
         if length is not None: _check.count("length", length)
         self.length = sum(len(source.plan(0)) for source in self.sources) if length is None else length
