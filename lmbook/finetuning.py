@@ -404,7 +404,7 @@ class SoftPrompt(nn.Module):
         out = self.model(ids, segments=segments)
         return out if isinstance(self.model, Classifier) else out[:, self.n :]
 
-# %% ../nbs/51_finetuning.ipynb #b022af931a
+# %% ../nbs/51_finetuning.ipynb #0126efb5dc
 _END = (".lora_A.weight", ".lora_B.weight")
 _THEIR_HEADS = {"bert": {"score": "classifier", "pooler": "bert.pooler.dense"}}  # elsewhere as ours
 
@@ -484,12 +484,12 @@ def load_adapter(
     parts: dict[str, dict[str, Tensor]] = {}
     for full, tensor in found.items():
         name = full.removeprefix("base_model.model.")
-        layer, _, end = name.rpartition(".")
+        own, _, end = name.rpartition(".")
         for product in _END:
-            if name.endswith(product): layer, end = name.removesuffix(product), product
-        if layer not in ours:
-            raise FinetuningError(f"The adapter has {layer}, and this model does not. Is the layout {layout!r} the right one?")
-        parts.setdefault(ours[layer], {})[end] = tensor
+            if name.endswith(product): own, end = name.removesuffix(product), product
+        if own not in ours:
+            raise FinetuningError(f"The adapter has {own}, and this model does not. Is the layout {layout!r} the right one?")
+        parts.setdefault(ours[own], {})[end] = tensor
     inside = {name: tensors for name, tensors in parts.items() if name not in heads.values()}
     config = LoraConfig(described["r"], described["lora_alpha"], tuple(inside), described.get("lora_dropout") or 0.0)
     chosen = _chosen(model, config.targets)
