@@ -404,7 +404,7 @@ class SoftPrompt(nn.Module):
         out = self.model(ids, segments=segments)
         return out if isinstance(self.model, Classifier) else out[:, self.n :]
 
-# %% ../nbs/51_finetuning.ipynb #0126efb5dc
+# %% ../nbs/51_finetuning.ipynb #5e0232cbb6
 _END = (".lora_A.weight", ".lora_B.weight")
 _THEIR_HEADS = {"bert": {"score": "classifier", "pooler": "bert.pooler.dense"}}  # elsewhere as ours
 
@@ -507,8 +507,8 @@ def load_adapter(
         if wanted != given: raise FinetuningError(f"The adapter's {name} is {given}, this model's is {wanted}: other labels?")
     apply_lora(model, config)
     with torch.no_grad():
-        for name, layer in lora_layers(model).items():
-            for end, part in zip(_END, (layer.a, layer.b)): part.weight.copy_(inside[name][end])
+        for name, thin in lora_layers(model).items():
+            for end, part in zip(_END, (thin.a, thin.b)): part.weight.copy_(inside[name][end])
         for name in parts.keys() - inside.keys():
             for own, p in getattr(model, name).named_parameters(): p.copy_(parts[name][own])
 
