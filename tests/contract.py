@@ -181,6 +181,7 @@ MODELS = (
 PARTS = {  # modules that take ids, but are no models by themselves
     "Embed": "the vectors of a Transformer", "Decoder": "half of a Seq2Seq", "AttentionDecoder": "half of a Seq2Seq",
     "Classifier": "scores classes, not tokens", "SoftPrompt": "vectors before a model that it is given",
+    "_Longer": "the vectors that `SoftPrompt` puts before a text",
 }  # fmt: skip
 
 _NO_NEXT, _ONE_ROW, _TAGS = "it has no next token", "`speculative` takes no source", "it scores tags, not tokens"
