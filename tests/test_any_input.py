@@ -292,7 +292,7 @@ def known() -> dict[Any, Any]:
     from lmbook.batches import Examples, TokenStream
     from lmbook.constraints import ByteMachine, RegexMachine
     from lmbook.core import Box
-    from lmbook.finetuning import LabelledTexts
+    from lmbook.finetuning import LabelledTexts, LoraConfig, LoraLinear
     from lmbook.grammar import Grammar
     from lmbook.language_models import NGram
     from lmbook.markup import Readable
@@ -330,6 +330,7 @@ def known() -> dict[Any, Any]:
         Stateful: [lambda: copy.deepcopy(model)],
         Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
+        LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
