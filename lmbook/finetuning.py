@@ -68,7 +68,7 @@ def training_bytes(
     _check.count("moments", moments, 0)
     return sum(p.numel() * p.element_size() * (1 + (1 + moments) * p.requires_grad) for p in model.parameters())
 
-# %% ../nbs/51_finetuning.ipynb #386ecda21c
+# %% ../nbs/51_finetuning.ipynb #f9853fce46
 @dataclass
 class Labelled:
     "Texts with a label each, as a rectangle."
@@ -106,6 +106,7 @@ class LabelledTexts(Batches):
         self.rows, self.labels, self.batch_size, self.shuffle, self.seed = list(rows), list(labels), batch_size, shuffle, seed
 
     def plan(self, epoch: int) -> Sequence[list[int]]:
+        _check.count("epoch", epoch, 0)
         n = len(self.rows)
         order = np.random.default_rng([self.seed, epoch]).permutation(n).tolist() if self.shuffle else list(range(n))
         return [order[i : i + self.batch_size] for i in range(0, n, self.batch_size)]
@@ -288,7 +289,7 @@ def without_lora(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, was in zip(layers, before): layer.active = was
 
-# %% ../nbs/51_finetuning.ipynb #bf1750a8e5
+# %% ../nbs/51_finetuning.ipynb #34ac236f92
 class Bottleneck(nn.Module):
     "A frozen linear layer, and behind it a small network that is trained, added to what it gets (Houlsby et al. 2019, figure 2)."
 
@@ -298,6 +299,7 @@ class Bottleneck(nn.Module):
         width: int,  # units in the middle
     ):
         super().__init__()
+        _check.count("width", width)
         out = base.out_features
         where: dict[str, Any] = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.base, self.down, self.up = base, nn.Linear(out, width, **where), nn.Linear(width, out, **where)

@@ -215,7 +215,7 @@ def token_kl(
     found = (ours.exp() * (ours - theirs)).sum(-1)
     return F.pad(found, (1, 0)).masked_fill(~answers.mask, 0.)
 
-# %% ../nbs/52_preferences.ipynb #f47d363c82
+# %% ../nbs/52_preferences.ipynb #4ad14d8752
 def reward_loss(
     chosen: Tensor,  # (B,) rewards of the answers that were preferred
     rejected: Tensor,  # (B,) rewards of the others
@@ -322,6 +322,7 @@ class RewardModel(nn.Module):
 
 def pair_loss(model: nn.Module, pairs: Pairs) -> tuple[Tensor, int]:
     "For `Trainer`: the sum of `reward_loss` over pairs, and their number. The model gives a reward to each answer."
+    _check.that(not isinstance(model, Transformer), "A Transformer scores tokens: give a RewardModel made of it.")
     losses = reward_loss(model(pairs.chosen), model(pairs.rejected))
     return losses.sum(), len(pairs)
 
@@ -405,7 +406,7 @@ def score(reward: Reward, answers: Answers) -> Tensor: # (B,)
     _check_rewards(rewards)
     return rewards
 
-# %% ../nbs/52_preferences.ipynb #5ffbf840fe
+# %% ../nbs/52_preferences.ipynb #86e94da782
 class Rollouts:
     "A source of batches for `Trainer`: each time prompts are drawn, the model that is being trained answers, and the reward judges."
 
@@ -450,7 +451,9 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]: return {"drawn": self.drawn, "rows": self.rows}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: self.drawn, self.rows = state["drawn"], list(state["rows"])
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _check.that({"drawn", "rows"} <= set(state), "This is no state of Rollouts: it has no 'drawn' and 'rows'.")
+        self.drawn, self.rows = state["drawn"], list(state["rows"])
 
 
 @dataclass(frozen=True)
