@@ -22,7 +22,7 @@ from .recurrent_lm import RecurrentLM
 from .seq2seq import Encoded, Seq2Seq
 from .transformer import Block, Embed, FeedForward, Memory, Stack, Transformer
 
-# %% ../nbs/40_cache.ipynb #fe4a77c148
+# %% ../nbs/40_cache.ipynb #1e91ed785a
 class GenerationError(LmbookError):
     "Something about a prompt, a setting or a model that the user can mend. The message says what is wrong and what to do about it."
 
@@ -58,16 +58,16 @@ class KVCache:
     """The keys and values of all that a model has read, so that it reads each token once.
 
     Room is kept in advance and doubled when it runs out, so that reading n tokens one by one copies fewer than 2n of them in all. With a
-    window only as many places are kept as it can see. `cache[i]` is what layer i appends to, and `cache.cross[i]` has room for a layer's
+    window only as many positions are kept as it can see. `cache[i]` is what layer i appends to, and `cache.cross[i]` has room for a layer's
     keys and values of an encoder's memory. A model calls `extend` once before its layers.
     """
 
     def __init__(
         self,
         n_layer: int,
-        window: int | None = None,  # of the model's attention: places seen, one's own included; None: all
-        capacity: int = 128,  # places for which there is room at first
-        slack: int = 16,  # with a window: how many places `crop` may go back
+        window: int | None = None,  # of the model's attention: positions seen, one's own included; None: all
+        capacity: int = 128,  # positions for which there is room at first
+        slack: int = 16,  # with a window: how many positions `crop` may go back
     ):
         _check.that(
             n_layer >= 1 and capacity >= 1 and slack >= 0,
@@ -77,9 +77,9 @@ class KVCache:
         self.capacity = capacity if window is None else min(capacity, 2 * (window + slack))
         self._layers = [_Layer(self, i == n_layer - 1) for i in range(n_layer)]
         self.cross: list[tuple[Tensor, Tensor] | None] = [None] * n_layer
-        self.length = 0  # places read so far, padding included
+        self.length = 0  # positions read so far, padding included
         self.first = 0  # the place that stands first in the store; above 0 only with a window
-        self.begin = self.end = self.start = 0  # in the store: where the new places go, and from where on they see
+        self.begin = self.end = self.start = 0  # in the store: where the new positions go, and from where on they see
         self.tokens: Tensor | None = None  # (B, capacity) bool: where a token stands; None: everywhere
         self.counts: Tensor | None = None  # (B,) tokens read, where there is padding
         self.counts_after: Tensor | None = None  # the same when the call that is going on has ended
@@ -92,11 +92,11 @@ class KVCache:
     def extend(
         self,
         B: int,  # rows
-        T: int,  # places that are to be read now
+        T: int,  # positions that are to be read now
         segments: Tensor | None = None,  # (B, T) above 0 at a token; None: all are tokens
         device: torch.device | str | None = None,
     ) -> tuple[Tensor | None, Tensor]: # (B, 1, 1, S) bool: which of the keys seen are tokens, None if all are; (T,) or (B, T): positions
-        "Make room for T places and say what stands before them, and at which positions the new tokens stand."
+        "Make room for T positions and say what stands before them, and where in the text the new tokens stand."
         old = self.length - self.first
         if old + T > self.capacity: old = self._room(old, T)
         self.begin, self.end = old, old + T
@@ -115,14 +115,14 @@ class KVCache:
         self.counts_after = self.counts + new.sum(1)
         return self.tokens[:, None, None, self.start : self.end], positions
 
-    def _stores(self) -> Iterator[tuple[Any, str, int]]: # whose, its name, the axis of the places
+    def _stores(self) -> Iterator[tuple[Any, str, int]]: # whose, its name, the axis of the positions
         for layer in self._layers:
             if layer.k is None: continue
             yield layer, "k", 2
             yield layer, "v", 2
         if self.tokens is not None: yield self, "tokens", 1
 
-    def _room(self, old: int, T: int) -> int: # where the new places go
+    def _room(self, old: int, T: int) -> int: # where the new positions go
         "Forget what no window reaches; if that is not enough, or would have to be done often, move to a larger store."
         gone = 0 if self.window is None else max(0, old - (self.window - 1 + self.slack))
         kept = old - gone
@@ -138,11 +138,11 @@ class KVCache:
         return kept
 
     def crop(self, length: int) -> None:
-        """Go back to the first `length` places, as if what followed had never been read.
+        """Go back to the first `length` positions, as if what followed had never been read.
 
         GenerationError where a window has forgotten too much.
         """
-        _check.that(0 <= length <= self.length, f"The cache holds {self.length} places; it cannot be cut to {length}.")
+        _check.that(0 <= length <= self.length, f"The cache holds {self.length} positions; it cannot be cut to {length}.")
         if self.window is not None and self.first and length - self.first < min(self.window - 1, length):
             slack = self.length - length
             raise GenerationError(f"What the window saw at place {length} is forgotten. Make the cache with slack={slack} or more.")
@@ -162,7 +162,7 @@ class KVCache:
         stores = [x for layer in self._layers for x in (layer.k, layer.v) if x is not None]
         return sum(x.numel() * x.element_size() for x in stores)
 
-# %% ../nbs/40_cache.ipynb #4f320f39c0
+# %% ../nbs/40_cache.ipynb #e7371d584b
 _PLAIN_PARTS = {  # the exact types whose forward does the same at each call: a subclass may count, print or look at what it computes
     Transformer, Embed, Stack, Block, Attention, FeedForward, LearnedPositions, LayerNorm, RMSNorm, nn.Embedding, nn.Linear, nn.Dropout,
     nn.Identity, nn.ModuleList, nn.Sequential, nn.GELU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Tanh,
@@ -355,7 +355,7 @@ class Reader(Protocol):
     def start(self, rows: Rows) -> Tensor: ...  # (B, V): read these texts; scores of what follows each
     def read(self, ids: Tensor) -> Tensor: ...  # (B, T) to (B, T, V): go on, by as many tokens in each
     def select(self, rows: Tensor) -> None: ...  # (B',): keep some rows, in this order; a row may be kept several times
-    def crop(self, length: int) -> None: ...  # go back to the first `length` places, as if what followed had never been read
+    def crop(self, length: int) -> None: ...  # go back to the first `length` positions, as if what followed had never been read
 
 
 @runtime_checkable

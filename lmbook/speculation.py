@@ -172,7 +172,7 @@ def speculative(
                 if id in eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
 
-# %% ../nbs/43_speculation.ipynb #7160d36b53
+# %% ../nbs/43_speculation.ipynb #c2b2b32265
 def unmask(
     model: Any,  # an encoder: ids (B, T) to logits (B, T, V); reads both sides of a place
     ids: Any,  # (T,) or (B, T), or lists: mask_id where something is to be filled in
@@ -183,10 +183,10 @@ def unmask(
     forbid: Sequence[int] = (),  # ids that are never filled in; the mask is one of them anyway
     on_step: Callable[[Tensor], Any] | None = None,  # called with the ids (B, T) after each round
 ) -> list[list[int]]: # as ids, without masks
-    """Fill masked places in several rounds, the surest first: each round reads what the rounds before have written.
+    """Fill masked positions in several rounds, the surest first: each round reads what the rounds before have written.
 
-    The schedule is that of Mask-Predict (Ghazvininejad et al. 2019), in which as many places are filled in each round, without its second
-    thoughts: what stands, stands. In one round all places are filled without knowing of each other.
+    The schedule is that of Mask-Predict (Ghazvininejad et al. 2019), in which as many positions are filled in each round, without its second
+    thoughts: what stands, stands. In one round all positions are filled without knowing of each other.
     """
     check_task(model, "masked", what="`unmask`", error=GenerationError)
     V = vocab_size_of(model)

@@ -98,13 +98,12 @@ def test_threads_and_processes_give_the_same(n, capsys):
     torch.testing.assert_close(found[0][0][0], found[0][0][3], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_eight_ranks(how):
+def test_eight_ranks():
     def fn():
         dist.all_reduce(x := torch.tensor(float(dist.get_rank())))
         return x.item()
 
-    assert run_ranks(fn, 8, how=how) == [28.0] * 8
+    assert run_ranks(fn, 8) == [28.0] * 8
 
 
 @pytest.mark.parametrize("check", [True, False])
@@ -293,7 +292,7 @@ def slow() -> None:
 
 
 CONFUSED = {  # what is wrong -> what must be said, and where the ranks are
-    both_send: ("until the timeout", r"ranks 0, 1 at `dist.send\(torch.ones\(10_000_000\), other\)` \(both_send"),
+    both_send: ("until the timeout|is gone", r"ranks 0, 1 at `dist.send\(torch.ones\(10_000_000\), other\)` \(both_send"),
     other_order: ("Two ranks do not do the same.* same order", r"rank 0 at `dist.all_reduce.*rank 1 at `if .*: dist.broadcast"),
     leaves_early: ("Two ranks do not do the same", r"rank 0 at `if dist.get_rank\(\) == 0: dist.all_reduce.*; rank 1 at the end"),
     waits_for_one_that_left: ("until the timeout|is gone", "rank 0 at `if .*; rank 1 at the end"),

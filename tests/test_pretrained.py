@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,13 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lmbook.checkpoints import load_weights, save_weights
-from lmbook.pretrained import LAYOUTS, load_classifier, load_pretrained, save_pretrained
+from lmbook.pretrained import LAYOUTS, Layout, load_classifier, load_pretrained, save_pretrained
 from lmbook.tokenization import CharTokenizer
 from lmbook.tokenizer_files import load_tokenizer
 from lmbook.transformer import Classifier, ClassifierConfig, Transformer, TransformerConfig, TransformerError
 from tests.models import CASES, SIZES, VARIANTS, SlowCache, V, close, given_source, ids, make
 
 # ---------------------------------------------------------------- files of our own
+
+
+def test_no_layout_is_forgotten(): assert get_args(Layout) == tuple(LAYOUTS)
 
 
 @pytest.mark.parametrize(("kind", "variant"), CASES)

@@ -23,10 +23,13 @@ from lmbook.networks import gradient_check
 from lmbook.positions import LearnedPositions
 from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import (
+    _ACTIVATIONS,
+    GATED,
     PRESETS,
     Block,
     Memory,
     MLPActivation,
+    PresetName,
     Stack,
     Transformer,
     TransformerConfig,
@@ -198,6 +201,11 @@ def test_one_more_token_costs_less_than_all():
     model(ids(1, 10), cache=cache)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): model(ids(1, 1), cache=cache)
     assert counter.get_total_flops() == flops(model.config, 1, 11) < flops(model.config, 11) / 10
+
+
+def test_no_choice_is_forgotten():
+    assert get_args(PresetName) == tuple(PRESETS)
+    assert set(get_args(MLPActivation)) == {*_ACTIVATIONS, *GATED}
 
 
 @pytest.mark.parametrize("name", PRESETS)
