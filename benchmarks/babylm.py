@@ -41,7 +41,7 @@ from lmbook.batches import Batch, TokenStream
 from lmbook.core import seed_everything
 from lmbook.evaluation import Score
 from lmbook.language_models import NGram, NGramConfig
-from lmbook.optimizers import clip_gradients
+from lmbook.optimizers import clip_gradients, multiplies_bfloat16
 from lmbook.recurrent import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
 from lmbook.runs import muon_and_adamw
@@ -71,7 +71,7 @@ LIMIT = 10_000_000  # parameters
 
 def in_bfloat16(settings: Settings) -> bool:
     "Where the processor has it (AVX-512), it is faster; elsewhere it is slower than float32, or refused."
-    return not settings.dry and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return not settings.dry and multiplies_bfloat16(torch.device("cpu"))
 
 
 def parameters(model: nn.Module) -> int:

@@ -6,7 +6,9 @@ rates: for each way three learning rates, the accuracy on validation stories (on
 equals the one in the middle.
 labels: a model of stories is pre-trained as in the chapter, once for each seed. It is told the mood of a story, from 8 labels to 2,000, by
 each way: accuracy on 300 test stories, numbers that are trained, bytes of weights, gradients and Adam's moments, seconds, and by how much
-the loss on stories has risen (nats a token), measured with the change switched on. sst2: DATA holds the folders sst2 and
+the loss on stories has risen (nats a token), measured with the change switched on. languages: bodies that have read English stories
+only, English and Chinese ones, or each story in both languages side by side (equal numbers of tokens read, within a few per cent); each is
+told the mood of 512 English stories, and of 512 Chinese ones, and judges new Chinese stories. sst2: DATA holds the folders sst2 and
 all_MiniLM_L6_v2 (see benchmarks.pretrained): film reviews, good or bad, from 32 to 512 labels, by head, LoRA and in full; accuracy on
 the first 300 test sentences. LoRA and full training: 128 labels, one seed.
 """
@@ -18,6 +20,7 @@ import math
 import re
 import statistics
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +199,66 @@ def labels(settings: Settings) -> dict[str, Any]:
     ]
     return {"rows": rows, "sizes": sizes, "8 labels with a prompt": {way: mean_sd(v) for way, v in prompted.items() if v},
             "loss of stories": mean_sd(before)}
+
+
+class TwoLanguages:
+    "Stories in English words and Chinese characters, as ids of one vocabulary."
+
+    def __init__(self, settings: Settings):
+        self.n = settings.pick(6000, 40)
+        self.pairs = {start: self.both("train", self.n, start) for start in (0, 500_000)}
+        every = [text for pairs in self.pairs.values() for pair in pairs for text in pair]
+        self.tokenizer = WordTokenizer.train([english for pairs in self.pairs.values() for english, _ in pairs])
+        first = self.tokenizer.vocab_size
+        letters = sorted({c for text in every for c in text if ord(c) > 127})
+        self.number = {c: first + i for i, c in enumerate(letters)}
+        self.vocab_size = first + len(letters)
+
+    def both(self, split: str, n: int, start: int) -> list[tuple[str, str]]:
+        world = corner()
+        return list(zip(world.texts(split, n=n, start=start), world.texts(split, "zh", n=n, start=start)))
+
+    def ids(self, text: str, language: int) -> list[int]:
+        return [self.number.get(c, 0) for c in text] if language else self.tokenizer.encode(text)
+
+    def rows(self, how: str) -> list[list[int]]:
+        "What a body reads: so many English stories; or half as many and as many Chinese ones, of others or of the same."
+        begin, end, first, second = self.tokenizer.bos_id, self.tokenizer.eos_id, self.pairs[0], self.pairs[500_000]
+        english = [[begin, *self.ids(text, 0), end] for text, _ in first]
+        if how == "English only": return english + [[begin, *self.ids(text, 0), end] for text, _ in second]
+        if how == "both, of different stories": return english + [[begin, *self.ids(text, 1), end] for _, text in second]
+        rows = []
+        for i, (a, b) in enumerate(first):
+            pair = [[begin, *self.ids(a, 0), end], [begin, *self.ids(b, 1), end]]
+            rows.append([*pair[i % 2], *pair[1 - i % 2]])  # now the one first, now the other
+        return rows
+
+    def judged(self, split: str, n: int, start: int, language: int) -> tuple[list[list[int]], list[int]]:
+        "Stories up to the mood, and whether it is a good one."
+        _, labels = stories(split, n, start)
+        texts = [re.split(r"[他她]说：" if language else r" S?[Hh]e said:", pair[language])[0] for pair in self.both(split, n, start)]
+        return [[self.tokenizer.bos_id, *self.ids(text, language)] for text in texts], labels
+
+
+@BENCHMARK.part()
+def languages(settings: Settings) -> dict[str, Any]:
+    data, found = TwoLanguages(settings), {}
+    test = data.judged("test", settings.pick(300, 10), 0, 1)
+    for seed in range(settings.seeds):
+        for how in ("none", "English only", "both, of different stories", "both, side by side"):
+            torch.manual_seed(seed)
+            model = Transformer(replace(shape(data.vocab_size), context_length=256))
+            if how != "none":
+                size = settings.pick(8 if how == "both, side by side" else 16, 4)
+                steps = settings.steps
+                config = TrainConfig(steps=steps, lr=7e-3, schedule="wsd", warmup=min(20, steps - 1), seed=seed, device="cpu")
+                Trainer(model, Examples(data.rows(how), batch_size=size, sort=settings.pick(10, 0), seed=seed), config).fit()
+            for name, language in (("English labels", 0), ("Chinese labels", 1)):
+                rows, known = data.judged("train", settings.pick(512, 8), 20_000 + 3000 * seed, language)
+                judge, _ = tune("full", model, rows, known, seed, RATES["full"], settings.pick(STEPS[512], 2))
+                found.setdefault(how, {}).setdefault(name, []).append(accuracy(judge, *test))
+            print(f"  seed {seed}, {how}: {found[how]}", flush=True)
+    return {how: {name: mean_sd(values) for name, values in row.items()} for how, row in found.items()}
 
 
 class Reviewer(nn.Module):

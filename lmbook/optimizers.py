@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Group', 'Params', 'Tensors', 'Adjust', 'OptimizerName', 'OPTIMIZERS', 'Schedule', 'ScheduleName', 'SCHEDULES',
            'OptimizerError', 'own_part', 'whole_of', 'part_of', 'ListOptimizer', 'SGD', 'Adagrad', 'RMSprop', 'Adam',
-           'AdamW', 'Lion', 'orthogonalize', 'Muon', 'Together', 'constant', 'linear', 'cosine', 'wsd', 'one_cycle',
-           'clip_gradients', 'parameter_groups']
+           'AdamW', 'Lion', 'multiplies_bfloat16', 'orthogonalize', 'Muon', 'Together', 'constant', 'linear', 'cosine',
+           'wsd', 'one_cycle', 'clip_gradients', 'parameter_groups']
 
 # %% ../nbs/22_optimizers.ipynb #a8a16d277f
 import math
@@ -376,7 +376,16 @@ class Lion(ListOptimizer):
         torch._foreach_add_(p, sign, alpha=-group["lr"])
         torch._foreach_lerp_(m, g, 1 - beta2)
 
-# %% ../nbs/22_optimizers.ipynb #0517d6bac5
+# %% ../nbs/22_optimizers.ipynb #a656c43972
+def multiplies_bfloat16(
+    device: torch.device,
+) -> bool: # False for a processor on which PyTorch takes many times longer than with float32
+    "Whether a device multiplies matrices of bfloat16 by itself."
+    if device.type != "cpu": return True
+    try: return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError: return False  # a PyTorch without oneDNN
+
+
 def orthogonalize(
     matrix: Tensor,  # (m, n); or (k, m, n), several at once
     steps: int = 5,  # how often the polynomial is applied
@@ -387,11 +396,13 @@ def orthogonalize(
     a, b, c = coefficients
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.bfloat16().mT if tall else matrix.bfloat16()
+    wide = torch.bfloat16 if multiplies_bfloat16(x.device) else torch.float32  # which then sums; the result is rounded as before
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
     add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.mT
-        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        y = x.to(wide)
+        gram = (y @ y.mT).bfloat16().to(wide)
+        x = add(y, add(gram, gram, gram, beta=b, alpha=c).bfloat16().to(wide), y, beta=a).bfloat16()
     return x.mT if tall else x
 
 # %% ../nbs/22_optimizers.ipynb #9c042ffb42

@@ -6,7 +6,7 @@
 __all__ = ['State', 'CellName', 'CELLS', 'RecurrentError', 'RNNCell', 'LSTMCell', 'GRUCell', 'unroll', 'gradient_by_distance',
            'RecurrentConfig', 'sentence_lengths', 'Recurrent', 'detach_state', 'select_state', 'reset_state']
 
-# %% ../nbs/31_recurrent.ipynb #9d4ed4927e
+# %% ../nbs/31_recurrent.ipynb #9a14c3a54d
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .core import Check, LmbookError, evaluating
+from .optimizers import multiplies_bfloat16
 
 # %% ../nbs/31_recurrent.ipynb #a4243560b5
 class RecurrentError(LmbookError):
@@ -182,7 +183,7 @@ def gradient_by_distance(
             [gradient] = torch.autograd.grad(own.sum(), copies)
     return gradient.view(B, H, *x.shape[1:]).square().sum((1, 3)).sqrt().flip(1)
 
-# %% ../nbs/31_recurrent.ipynb #6419b524ca
+# %% ../nbs/31_recurrent.ipynb #fba01c86a0
 CellName = Literal["rnn", "lstm", "gru"]
 CELLS: dict[str, type[nn.Module]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}  # PyTorch's, which do all steps in one call
 
@@ -256,7 +257,7 @@ class Recurrent(nn.Module):
         """
         c = self.config
         _floats(x, "B, T, D", c.d_in)
-        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu") and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        if torch.is_autocast_enabled("cpu") and not multiplies_bfloat16(x.device):
             with torch.autocast("cpu", enabled=False):  # on such a processor PyTorch cannot train an LSTM in bfloat16
                 return self.forward(x.float(), None if state is None else _each(Tensor.float, state), lengths, segments)
         B, T, _ = x.shape

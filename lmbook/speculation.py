@@ -172,7 +172,7 @@ def speculative(
                 if id in eos or watch is not None and watch.stopped: return Speculation(out, rounds, guessed, accepted)
     return Speculation(out, rounds, guessed, accepted)
 
-# %% ../nbs/43_speculation.ipynb #c2b2b32265
+# %% ../nbs/43_speculation.ipynb #a9db58458d
 def unmask(
     model: Any,  # an encoder: ids (B, T) to logits (B, T, V); reads both sides of a place
     ids: Any,  # (T,) or (B, T), or lists: mask_id where something is to be filled in
@@ -185,7 +185,7 @@ def unmask(
 ) -> list[list[int]]: # as ids, without masks
     """Fill masked positions in several rounds, the surest first: each round reads what the rounds before have written.
 
-    The schedule is that of Mask-Predict (Ghazvininejad et al. 2019), in which as many positions are filled in each round, without its second
+    The schedule is that of Mask-Predict (Ghazvininejad et al. 2019), in which each round fills as many positions, without its second
     thoughts: what stands, stands. In one round all positions are filled without knowing of each other.
     """
     check_task(model, "masked", what="`unmask`", error=GenerationError)

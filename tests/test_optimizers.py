@@ -33,6 +33,7 @@ from lmbook.optimizers import (
     constant,
     cosine,
     linear,
+    multiplies_bfloat16,
     one_cycle,
     orthogonalize,
     parameter_groups,
@@ -76,6 +77,12 @@ def run(net: nn.Module, optimizer, start=0, stop=100, after=lambda: None) -> lis
 def in_groups(net: nn.Module) -> list[dict]:
     ps = list(net.parameters())
     return [{"params": ps[:1], "lr": 0.005, "weight_decay": 0.2}, {"params": ps[1:]}]
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_as_torch_multiplies_it(monkeypatch):
+    "PyTorch's Muon does it on any processor, however slowly; it can only be matched in the same way."
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: True)
 
 
 def close(a, b, tolerance=1e-12):
@@ -321,8 +328,10 @@ def test_it_is_a_torch_optimizer():
 # ---------------------------------------------------------------- Muon and Together
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("shape", [(16, 16), (8, 64), (64, 8), (1, 5), (5, 1), (1, 1)])
-def test_orthogonalize(shape):
+def test_orthogonalize(shape, native, monkeypatch):
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda device: native)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     out = orthogonalize(matrix).double()
     values = torch.linalg.svdvals(out)
@@ -332,6 +341,18 @@ def test_orthogonalize(shape):
     assert (inner - inner.diag().diag()).abs().max() < 0.06
     assert (inner.diag() > 0.6).all()
     torch.testing.assert_close(orthogonalize(1e-3 * matrix).double(), out, rtol=0, atol=0.03)
+
+
+def test_a_processor_without_bfloat16_rounds_to_it(monkeypatch):
+    "It multiplies in float32, which PyTorch does many times faster there, and rounds each product."
+    matrix, found = torch.randn(3, 24, 40, generator=torch.Generator().manual_seed(1)), {}
+    for native in (True, False):
+        monkeypatch.setattr(module, "multiplies_bfloat16", lambda device, native=native: native)
+        found[native] = orthogonalize(matrix)
+        assert found[native].dtype == torch.bfloat16
+    off = (found[True].float() - found[False].float()).abs()
+    assert off.max() < 0.02 and off.mean() < 0.002
+    assert multiplies_bfloat16(torch.device("cuda")) and multiplies_bfloat16(torch.device("cpu")) in (True, False)
 
 
 def test_orthogonalize_nothing():
