@@ -7,8 +7,9 @@ __all__ = ['Pooling', 'By', 'Near', 'SearchError', 'Hit', 'terms', 'split_passag
            'SentenceEncoder', 'BM25', 'fuse', 'Exact', 'IVF', 'HNSW', 'Index', 'score_hits', 'CrossEncoder', 'Answer',
            'Answerer', 'fit_threshold']
 
-# %% ../nbs/72_search.ipynb #fcff346702
+# %% ../nbs/72_search.ipynb #a4cc76376f
 import heapq
+import io
 import json
 import math
 import re
@@ -456,7 +457,7 @@ class HNSW(Exact):
         for level in range(len(self.levels) - 1, 0, -1): start = [other for _, other in self._walk(query, start, level, 1)]
         return [Hit(number, score) for score, number in self._walk(query, start, 0, max(self.width, k))[:k]]
 
-# %% ../nbs/72_search.ipynb #b2ce04062d
+# %% ../nbs/72_search.ipynb #24a9efdcc5
 By = Literal["words", "vectors", "both"]
 Near = Literal["exact", "ivf", "hnsw"]
 _NEAR: dict[str, Callable[[np.ndarray], Exact]] = {"exact": Exact, "ivf": IVF, "hnsw": HNSW}
@@ -543,8 +544,8 @@ class Index:
         try:
             lines = (folder / "records.jsonl").read_text(encoding="utf-8").split("\n")
             records = [json.loads(line) for line in lines if line]
-            vectors = np.load(folder / "vectors.npy", allow_pickle=False) if about.get("encoder") else None
-        except (OSError, ValueError, EOFError, RecursionError) as why:
+            vectors = np.lib.format.read_array(io.BytesIO((folder / "vectors.npy").read_bytes())) if about.get("encoder") else None
+        except (OSError, ValueError, MemoryError, RecursionError) as why:
             raise SearchError(f"The index in {folder} is damaged: {why}. Save it again.") from why
         _check.that(len(records) == about.get("texts"), f"{folder}: {len(records)} texts of {about.get('texts')}; save the index again.")
         return cls(records, SentenceEncoder.load(folder / "encoder") if about.get("encoder") else None, about.get("near", ""), vectors)
