@@ -7,7 +7,8 @@ __all__ = ['Pooling', 'By', 'Near', 'SearchError', 'Hit', 'terms', 'split_passag
            'SentenceEncoder', 'BM25', 'fuse', 'Exact', 'IVF', 'HNSW', 'Index', 'score_hits', 'CrossEncoder', 'Answer',
            'Answerer', 'fit_threshold']
 
-# %% ../nbs/72_search.ipynb #a4cc76376f
+# %% ../nbs/72_search.ipynb #cd50d6f532
+import copy
 import heapq
 import io
 import json
@@ -95,14 +96,14 @@ def _records(records: Iterable[str | Mapping[str, Any]]) -> list[dict[str, Any]]
         _check.that(good, f"Record {i} has no text: a record is a dict with a 'text', or a text by itself.")
     return [dict(record) for record in found]
 
-# %% ../nbs/72_search.ipynb #4824af115d
+# %% ../nbs/72_search.ipynb #7e06e2a409
 def contrastive_loss(
     a: Tensor,  # (B, D) vectors of length 1
     b: Tensor,  # (B + H, D): row i belongs to row i of a; all others, and H more that are hard, do not
     temperature: float = 0.05,  # above 0; what cosines are divided by
     same: Tensor | None = None,  # (B, B + H) bool: True where a row of b is no wrong answer, though not the right one; None: nowhere
 ) -> Tensor: # the sum over B of the losses in nats
-    "Which of the texts belongs to mine? A softmax over the batch (InfoNCE: van den Oord et al. 2018, eq. 4)."
+    "Which of the texts belongs to mine? A softmax over the batch (InfoNCE: van den Oord et al. 2018)."
     _check.above("temperature", temperature)
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or len(b) < len(a):
         raise SearchError(f"a is (B, D) and b is (B + H, D), not {tuple(a.shape)} and {tuple(b.shape)}.")
@@ -568,7 +569,7 @@ def score_hits(
         share.append(len(found) / len(right))
     return {f"MRR@{k}": Score.mean(f"MRR@{k}", first), f"recall@{k}": Score.mean(f"recall@{k}", share)}
 
-# %% ../nbs/72_search.ipynb #e839105d7c
+# %% ../nbs/72_search.ipynb #67bb640225
 _LABELS = ("no", "yes")
 
 def _join_judged(rows: list[tuple[list[int], list[int], int]]) -> tuple[Tensor, ...]: # ids, where there are tokens, types, labels
@@ -600,9 +601,7 @@ class CrossEncoder:
             tokenizer: TextTokenizer = _tokenizer((text for row in examples for text in row[:2]), config.vocab_size)
             body = _body(tokenizer.vocab_size, config)
         else:
-            tokenizer, body = start.tokenizer, Transformer(start.model.config)
-            if not start.model.has_scores: body.drop_scores()
-            body.load_state_dict(start.model.state_dict())
+            tokenizer, body = start.tokenizer, copy.deepcopy(start.model)
         torch.manual_seed(config.seed)
         made = cls(Classifier(body, ClassifierConfig(_LABELS)), tokenizer)
         rows = [(*made._joined(question, text), int(bool(good))) for question, text, good in examples]
@@ -652,7 +651,7 @@ class CrossEncoder:
         folder = usable_path(folder, SearchError)
         return cls(load_classifier(folder), load_tokenizer(folder))
 
-# %% ../nbs/72_search.ipynb #dfd472edcd
+# %% ../nbs/72_search.ipynb #6429d59cb0
 class Answer(NamedTuple):
     "A quotation: `records[source]['text'][start:end]`."
 
@@ -663,26 +662,24 @@ class Answer(NamedTuple):
     score: float  # from 0 to 1
 
 class Answerer:
-    """Answers questions by quoting the best of `depth` passages that an index finds (of what `split_passages` made), as `cross` judges
-    them; where its score is below `threshold`, from 0 to 1, nothing."""
+    """Answers questions by quoting the best passage of an index (of what `split_passages` made); where its score is below `threshold`,
+    from 0 to 1, by nothing. The score is the cosine, or with `cross` what that says of the `depth` best that the index finds."""
 
-    def __init__(self, index: Index, cross: CrossEncoder, threshold: float = 0.5, depth: int = 10):
+    def __init__(self, index: Index, threshold: float = 0.5, cross: CrossEncoder | None = None, depth: int = 10):
         _check.that(0 <= threshold <= 1, f"threshold={threshold!r} must be from 0 to 1.")
         _check.count("depth", depth)
+        _check.that(cross is not None or index.encoder is not None, "Answers need a score that can be low: an encoder, or a cross-encoder.")
         _fields(index.records, "text", "source", "start", "end")
-        self.index, self.cross, self.threshold, self.depth = index, cross, threshold, depth
+        self.index, self.threshold, self.cross, self.depth = index, threshold, cross, depth
 
     def best(self, questions: Sequence[str]) -> list[Answer | None]: # None: nothing was found
         "The best passage of each question, however bad it is."
-        out: list[Answer | None] = []
-        texts = [record["text"] for record in self.index.records]
-        for question, hits in zip(questions, self.index.search(questions, self.depth)):
-            top = self.cross.rerank(question, hits, texts, 1)
-            if not top: out.append(None)
-            for hit in top:
-                record = self.index.records[hit.number]
-                start, end = record["start"], record["end"]
-                out.append(Answer(record["text"][start - end :], record["source"], start, end, hit.score))
+        out, texts = list[Answer | None](), [record["text"] for record in self.index.records]
+        for question, hits in zip(questions, self.index.search(questions, self.depth, "vectors" if self.cross is None else None)):
+            if self.cross is not None: hits = self.cross.rerank(question, hits, texts, 1)
+            record = self.index.records[hits[0].number] if hits else {}
+            at = [record[key] for key in ("source", "start", "end")] if hits else [0, 0, 0]
+            out.append(Answer(record["text"][at[1] - at[2] :], *at, min(max(hits[0].score, 0.0), 1.0)) if hits else None)
         return out
 
     def predict(self, questions: Sequence[str]) -> list[Answer | None]: # None: not in these texts

@@ -449,7 +449,7 @@ class _Judge:
 def check_answers(module: ModuleType) -> None:
     records = [{"text": "Ann had a cat.  It was red.", "title": "Ann"}, {"text": "Bob had a dog.", "title": "Bob"}]
     index = module.Index.fit(module.split_passages(records))
-    answerer = module.Answerer(index, _Judge(), 0.2)
+    answerer = module.Answerer(index, 0.2, _Judge())
     [known, unknown, nothing] = answerer.predict(["Ann: was it red?", "Carl had what?", "zyzzyva"])
     assert known[:4] == ("It was red.", 0, 16, 27) and records[0]["text"][16:27] == known.text
     assert nothing is None and answerer.best(["zyzzyva"]) == [None]
@@ -460,11 +460,18 @@ def test_an_answer_is_a_quotation_with_its_source(): check_answers(search)
 
 
 def test_answers_need_passages(cross):
-    with pytest.raises(SearchError, match="no 'source'"): Answerer(Index.fit(["a text"]), cross)
+    with pytest.raises(SearchError, match="no 'source'"): Answerer(Index.fit(["a text"]), 0.5, cross)
+    with pytest.raises(SearchError, match="an encoder, or a cross-encoder"): Answerer(Index.fit(split_passages(["A."])))
     index = Index.fit(split_passages(["A cat."]))
     for threshold in (-0.1, 1.5, math.nan):
-        with pytest.raises(SearchError, match="threshold"): Answerer(index, cross, threshold)
-    assert isinstance(Answerer(index, cross, 0.0).predict(["cat?"])[0], Answer) and Answerer(index, cross, 1.0).predict(["cat?"]) == [None]
+        with pytest.raises(SearchError, match="threshold"): Answerer(index, threshold, cross)
+    assert isinstance(Answerer(index, 0.0, cross).predict(["cat?"])[0], Answer) and Answerer(index, 1.0, cross).predict(["cat?"]) == [None]
+
+
+def test_answers_by_vectors(encoder):
+    answerer = Answerer(Index.fit(split_passages([{"text": "A cat. A dog.", "title": "Pets"}]), encoder), 0.0)
+    [answer] = answerer.predict(["Pets. A dog."])
+    assert answer[:4] == ("A dog.", 0, 7, 13) and answer.score == pytest.approx(1, abs=1e-5)
 
 
 def check_threshold(module: ModuleType) -> None:
@@ -500,7 +507,7 @@ FAULTS = {
     "ranks from 0": ("enumerate(ranking, 1): total", "enumerate(ranking, 0): total", check_fusion),
     "recall of k": ("share.append(len(found) / len(right))", "share.append(len(found) / k)", check_scores),
     "the last sentence is lost": ("max(len(spans) - overlap, min", "max(len(spans) - overlap - 1, min", check_passages),
-    "a quotation with its title": ('record["text"][start - end :]', 'record["text"]', check_answers),
+    "a quotation with its title": ('record["text"][at[1] - at[2] :]', 'record["text"]', check_answers),
     "answers whatever": ("answer.score >= self.threshold", "answer.score >= 0", check_answers),
     "the other side of the threshold": ("(good & (values < t)).sum()", "(good & (values > t)).sum()", check_threshold),
 }  # fmt: skip
