@@ -113,7 +113,7 @@ def contrastive_loss(
         scores = scores.masked_fill(same & ~own, -math.inf)
     return F.cross_entropy(scores, torch.arange(len(a), device=a.device), reduction="sum")
 
-# %% ../nbs/72_search.ipynb #23818fd413
+# %% ../nbs/72_search.ipynb #68357814d9
 Pooling = Literal["mean", "first"]
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ class SentenceEncoder:
         ids = [[_row(tokenizer, text)[: config.context_length] for text in row] for row in rows]
 
         def loss(model: Any, batch: Any) -> tuple[Tensor, int]:
-            a, b = (F.normalize(_pooled(model, *part, config.pooling), dim=1) for part in (batch[:2], batch[2:4]))
+            a, b = (F.normalize(_pooled(model, part[0], part[1], config.pooling), dim=1) for part in (batch[:2], batch[2:4]))
             return contrastive_loss(a, b, config.temperature, batch[4]), len(a)
 
         made = cls(model, tokenizer, config.pooling)
@@ -651,7 +651,7 @@ class CrossEncoder:
         folder = usable_path(folder, SearchError)
         return cls(load_classifier(folder), load_tokenizer(folder))
 
-# %% ../nbs/72_search.ipynb #6429d59cb0
+# %% ../nbs/72_search.ipynb #de08112c1b
 class Answer(NamedTuple):
     "A quotation: `records[source]['text'][start:end]`."
 
@@ -679,7 +679,7 @@ class Answerer:
             if self.cross is not None: hits = self.cross.rerank(question, hits, texts, 1)
             record = self.index.records[hits[0].number] if hits else {}
             at = [record[key] for key in ("source", "start", "end")] if hits else [0, 0, 0]
-            out.append(Answer(record["text"][at[1] - at[2] :], *at, min(max(hits[0].score, 0.0), 1.0)) if hits else None)
+            out.append(Answer(record["text"][at[1] - at[2] :], at[0], at[1], at[2], min(max(hits[0].score, 0.0), 1.0)) if hits else None)
         return out
 
     def predict(self, questions: Sequence[str]) -> list[Answer | None]: # None: not in these texts
