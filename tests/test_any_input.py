@@ -31,7 +31,7 @@ import lmbook
 import lmbook.cli as cli
 from lmbook.core import LmbookError, TextTokenizer
 from lmbook.runs import train_run
-from lmbook.transformer import Transformer, TransformerConfig
+from lmbook.transformer import Classifier, ClassifierConfig, Transformer, TransformerConfig
 from tests import any_input
 from tests.any_input import SOFT, WORDS, Maker, TimeIsUp, bounded
 from tests.stories import CPU, SMALL, STORIES, config, write_stories
@@ -294,6 +294,7 @@ def known() -> dict[Any, Any]:
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
+    from lmbook.search import Answerer, CrossEncoder, Index
     from lmbook.small_world import SmallWorld
     from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
@@ -309,6 +310,9 @@ def known() -> dict[Any, Any]:
     world, examples = SmallWorld(), Examples([[1, 2, 3], [4, 5]], batch_size=2)
     vectors = WordVectors(["a", "the goat", "é"], np.eye(3, 4, dtype="f4"))
     marks = Marks(20, 10, 11, 12, sentinels=(13, 14, 15, 16))
+    reader = Transformer(TransformerConfig(ByteTokenizer().vocab_size, 8, 1, 2, kind="encoder", types=2, context_length=16))
+    judge = CrossEncoder(Classifier(reader, ClassifierConfig(("no", "yes"))), ByteTokenizer())
+    quoted = Index.fit([{"text": "the goat", "source": 0, "start": 0, "end": 8}])
     masked = Masked(marks)
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
@@ -328,6 +332,7 @@ def known() -> dict[Any, Any]:
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
+        CrossEncoder: [judge], Answerer: [lambda: Answerer(quoted, 0.5, judge)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
     }  # fmt: skip
