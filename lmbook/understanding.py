@@ -191,7 +191,7 @@ class _Net(nn.Module):
             x = nn.utils.rnn.pad_sequence(windows, batch_first=True)
         return self.head(self.dropout(x))
 
-# %% ../nbs/70_understanding.ipynb #bb140efef1
+# %% ../nbs/70_understanding.ipynb #07f7a11c3a
 class _Known(NamedTuple): # a record as a task sees it
     text: str
     prompt: str  # the question or the statement; empty where there is none
@@ -337,11 +337,13 @@ class _Task:
 
     def save(self, folder: str | Path) -> None: # a folder of that name is replaced
         "Write the encoder, its tokenizer, the head and the settings. UnderstandingError where that cannot be."
-        with whole_folder(folder, UnderstandingError) as scratch:
+        free = (p := usable_path(folder, UnderstandingError)).is_dir() or not (p.exists() or p.is_symlink())
+        _check.that(free, f"{folder} is there, and is no folder. Give another name.")
+        with whole_folder(p, UnderstandingError) as scratch:
             save_pretrained(self.net.body, scratch, tokenizer=self.tokenizer)
             save_weights(self.net.head, scratch / "head" / "model.safetensors")
-            about = {"task": type(self).__name__, "labels": self.labels, "config": asdict(self.config)}
-            write_whole(scratch / "task.json", json.dumps(about, ensure_ascii=False, indent=1) + "\n", UnderstandingError)
+            about = json.dumps({"task": type(self).__name__, "labels": self.labels, "config": asdict(self.config)}, indent=1) + "\n"
+            write_whole(scratch / "task.json", about, UnderstandingError)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -352,11 +354,9 @@ class _Task:
             raise UnderstandingError(f"{path} cannot be read ({type(why).__name__}): give a folder that `save` wrote.") from why
         good = isinstance(about, dict) and {"task", "labels", "config"} <= about.keys() and isinstance(about["config"], dict)
         _check.that(good, f"{path} is not what `save` writes: it has no task, labels and config.")
-        kind = about["task"]
-        _check.that(kind == cls.__name__, f"{folder} holds a {kind}, and not a {cls.__name__}: call {kind}.load.")
+        _check.that((kind := about["task"]) == cls.__name__, f"{folder} holds a {kind}, and not a {cls.__name__}: call {kind}.load.")
         _check.settings(about["config"], TaskConfig)
-        task = cls(Encoder.load(folder), about["labels"], TaskConfig(**about["config"]))
-        load_weights(task.net.head, Path(folder) / "head" / "model.safetensors")
+        load_weights((task := cls(Encoder.load(folder), about["labels"], TaskConfig(**about["config"]))).net.head, path.parent / "head")
         return task
 
 
