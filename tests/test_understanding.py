@@ -319,7 +319,8 @@ def test_a_folder_that_is_none(tmp_path, fitted):
     for change, says in (
         ("[]", "is not what `save` writes"), ("{", "cannot be read"),
         (json.dumps({**about, "config": {"epoch": 1}}), "Did you mean epochs"),
-        (json.dumps({**about, "labels": ["a"]}), "at least two"), (json.dumps({**about, "labels": [*about["labels"], "new"]}), "made by another architecture"),
+        (json.dumps({**about, "labels": ["a"]}), "at least two"),
+        (json.dumps({**about, "labels": [*about["labels"], "new"]}), "made by another architecture"),
     ):
         path.write_text(change, encoding="utf-8")
         with pytest.raises((UnderstandingError, CheckpointError), match=says): TextClassifier.load(tmp_path / "task")
