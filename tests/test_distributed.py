@@ -98,12 +98,13 @@ def test_threads_and_processes_give_the_same(n, capsys):
     torch.testing.assert_close(found[0][0][0], found[0][0][3], rtol=0, atol=1e-12)
 
 
-def test_eight_ranks():
+@pytest.mark.parametrize("how", HOWS)
+def test_eight_ranks(how):
     def fn():
         dist.all_reduce(x := torch.tensor(float(dist.get_rank())))
         return x.item()
 
-    assert run_ranks(fn, 8) == [28.0] * 8
+    assert run_ranks(fn, 8, how=how) == [28.0] * 8
 
 
 @pytest.mark.parametrize("check", [True, False])

@@ -518,11 +518,11 @@ def errors_agree(m, cases: int) -> None:
 
 
 PARITY = {
-    **{f"P, R, F {average}": (lambda m, n, a=average: classes_agree(m, n, a), 400) for average in ("binary", *AVERAGES)},
-    "accuracy, confusion": (accuracy_and_confusion_agree, 800), "ROC, PR": (areas_agree, 400), "rankings": (rankings_agree, 2000),
-    **{f"entities {s}": (lambda m, n, s=s: entities_agree(m, n, s), 600) for s in (None, *SCHEMES)},
+    **{f"P, R, F {average}": (lambda m, n, a=average: classes_agree(m, n, a), 1000) for average in ("binary", *AVERAGES)},
+    "accuracy, confusion": (accuracy_and_confusion_agree, 2000), "ROC, PR": (areas_agree, 1000), "rankings": (rankings_agree, 5000),
+    **{f"entities {s}": (lambda m, n, s=s: entities_agree(m, n, s), 1200) for s in (None, *SCHEMES)},
     **{f"entities None {a}": (lambda m, n, a=a: entities_agree(m, n, None, a), 600) for a in ("macro", "weighted")},
-    "correlations": (correlations_agree, 1000), "pass@k": (tries_agree, 5000), "errors": (errors_agree, 500),
+    "correlations": (correlations_agree, 2500), "pass@k": (tries_agree, 5000), "errors": (errors_agree, 500),
 }  # fmt: skip
 
 
