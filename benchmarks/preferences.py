@@ -6,14 +6,16 @@ The world is that of the chapter: the smallest Small World, without small talk, 
 obedience: how often a story loses something that a friend finds. The unit of computation is one answer: to write it costs 1, to learn from
 it 3 (forward and backward pass). For a number of uses the best-of-n beside GRPO has the n that spends as much in all, training included.
 steps: who has the ring after four exchanges: said at once, after three dots, or after saying it for each exchange; equal models, equal
-updates. practice: lessons in which a step is a slip now and then, and after them GRPO on the last token. All numbers are means over seeds,
-each with its standard deviation; each seed has a model of its own.
+updates. practice: lessons in which a step is a slip now and then, and after them GRPO on the last token. pairs: DPO from noisy preferences
+between stories, with as many pairs and readings as in the chapter and with more; beside it what its formula promises. All numbers are
+means over seeds, each with its standard deviation; each seed has a model of its own.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -29,12 +31,16 @@ from lmbook.core import evaluating
 from lmbook.generation import SamplingConfig, generate
 from lmbook.grammar import readings, replay
 from lmbook.preferences import (
+    DPO,
     Answers,
+    PairBatches,
+    Pairs,
     PolicyConfig,
     learn_from_rewards,
     mean_best_of,
     sample_answers,
     score,
+    sequence_log_probs,
     token_kl,
     token_log_probs,
 )  # fmt: skip
@@ -79,6 +85,12 @@ def rules(prompt: Row, answer: Row) -> frozenset[tuple[str, int]]:
 
 
 def obeys(prompt: Row, answer: Row) -> float: return float(("lost_find", 1) in rules(prompt, answer))
+
+
+def worth(prompt: Row, answer: Row) -> float:
+    "The taste of the chapter's reader: she likes a loss, likes it better if it is found again, and detests what cannot be."
+    found = rules(prompt, answer)
+    return 2.0 * (("lost_hide", 0) in found) + 2 * obeys(prompt, answer) if found else -4.0
 
 
 @cache
@@ -221,6 +233,47 @@ def practice(settings: Settings) -> dict[str, Any]:
             row[f"{stage}: all right"] = sum(a == b for (_, a), b in zip(asked, told)) / len(asked)
         rows.append(row)
     return {"exchanges": exchanges, "slips": 0.15, **by_seed(rows)}
+
+
+PAIRS = [("800 pairs, once", 800, 1), ("800 pairs, four times", 800, 4), ("3,200 pairs, once", 3200, 1)]
+
+
+def preferences(answers: Answers, values: Tensor, n: int, seed: int) -> Pairs:
+    "Pairs of different stories with one opening, the preferred one first: the better one as often as Bradley and Terry say."
+    rng, each = random.Random(seed), len(answers) // len(OPENINGS)
+    prompts, told, chosen = answers.prompts(), answers.answers(), []
+    while len(chosen) < n:
+        group = rng.randrange(len(OPENINGS)) * each
+        i, j = group + rng.randrange(each), group + rng.randrange(each)
+        if told[i] == told[j]: continue
+        chosen.append((i, j) if rng.random() < 1 / (1 + math.exp(values[j] - values[i])) else (j, i))
+    return Pairs.of([prompts[i] for i, _ in chosen], [told[i] for i, _ in chosen], [told[j] for _, j in chosen])
+
+
+@BENCHMARK.part()
+def pairs(settings: Settings) -> dict[str, Any]:
+    "DPO with beta = 1: how often it agrees about new pairs, how often it obeys, and what the best model of its aim would do."
+    each, rates = settings.pick(120, 8), settings.pick((3e-4, 1e-3, 3e-3), (1e-3,))
+    promised, found = [], {name: {lr: [] for lr in rates} for name, *_ in PAIRS}
+    for seed in range(settings.seeds):
+        first = reader(seed, settings.dry)
+        answers = sample_answers(first, OPENINGS, each, LONGEST, 0, seed=7)
+        values = score(worth, answers)
+        weights = values.double().softmax(0)  # exp(r / beta), beta = 1
+        promised.append(float(weights[score(obeys, answers) > 0].sum()))
+        unseen = preferences(answers, values, settings.pick(300, 8), 10**6 + seed).with_reference(first)
+        for (name, n, readings_), lr in itertools.product(PAIRS, rates):
+            data = preferences(answers, values, settings.pick(n, 16), seed).with_reference(first)
+            model, plan = copy.deepcopy(first), TrainConfig(epochs=readings_, lr=lr, schedule="linear", seed=seed)
+            Trainer(model, PairBatches(data, batch_size=16, seed=seed), plan, loss=DPO(beta=1.0)).fit()
+            with evaluating(model):
+                gained = sequence_log_probs(model, unseen.chosen) - unseen.ref_chosen
+                lost = sequence_log_probs(model, unseen.rejected) - unseen.ref_rejected
+            agrees = float((gained > lost).float().mean())
+            found[name][lr].append({"agrees": agrees, "chosen": float(gained.mean()), **looked(model, first, obeys, settings.pick(80, 4))})
+            print(f"  seed {seed}, {name}, rate {lr}: {found[name][lr][-1]}", flush=True)
+    ways = {name: {str(lr): by_seed(rows) for lr, rows in by_rate.items()} for name, by_rate in found.items()}
+    return {"promised": mean_sd(promised), "ways": ways}
 
 
 if __name__ == "__main__": run(__file__)
