@@ -290,6 +290,7 @@ def known() -> dict[Any, Any]:
     from lmbook.core import Box
     from lmbook.finetuning import LabelledTexts, LoraConfig, LoraLinear
     from lmbook.grammar import Grammar
+    from lmbook.knowledge import ExtractorConfig, TripleExtractor
     from lmbook.language_models import NGram
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
@@ -314,6 +315,8 @@ def known() -> dict[Any, Any]:
     judge = CrossEncoder(Classifier(reader, ClassifierConfig(("no", "yes"))), ByteTokenizer())
     quoted = Index.fit([{"text": "the goat", "source": 0, "start": 0, "end": 8}])
     masked = Masked(marks)
+    places = [{"text": "a goat", "relations": [((0, 1), (2, 6), "r")]}]
+    extractor = TripleExtractor.fit(places, ExtractorConfig(d_model=8, n_layer=1, n_head=2, context_length=16, steps=1))
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -325,6 +328,7 @@ def known() -> dict[Any, Any]:
         np.random.Generator: [lambda: np.random.default_rng(0)], random.Random: [lambda: random.Random(0)],
         TokenStream: [TokenStream(np.arange(64) % 9, 2, 8)], Examples: [examples], NGram: [NGram.fit([[0, 1, 2], [1, 2]], 5)],
         Trainer: [lambda: Trainer(copy.deepcopy(model), examples, TrainConfig(steps=1, device="cpu"))], WordVectors: [vectors],
+        TripleExtractor: [extractor],
         Grammar: [world.grammar], SmallWorld: [world], ByteMachine: [RegexMachine("a*b")], Box: [Box(1.0, 1.0, 1.0, 1.0, None)],
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
         Stateful: [lambda: copy.deepcopy(model)],
