@@ -371,6 +371,33 @@ def test_the_benchmark_widens_spans_to_words():
     assert nearest_sentence(q) == "Ann Lee won 12 games in 1998." and nearest_phrase(q) == "12"
 
 
+def test_the_benchmarks_statements_give_nothing_away_but_with_their_text():
+    from collections import Counter
+
+    from benchmarks.understanding import MOODS, statements
+
+    made = statements(list(SmallWorld(SmallWorldConfig(limit=6)).documents("train", 60)), 0)
+    assert set(Counter(r["label"] for r in made).values()) == {len(made) // 3} and len(made) > 60
+    kind = {word: words for words in MOODS for word in words}
+    seen: dict[str, Counter] = {"follows": Counter(), "contradicts": Counter()}
+    for r in made:
+        who, said = r["statement"].split()[0], kind[r["statement"].split()[-1].rstrip(".")]
+        told = next(words for words in MOODS if set(words) & set(re.findall(r"\w+", r["text"])))
+        sunny, told_sunny = MOODS.index(said) < 2, MOODS.index(told) < 2
+        if r["label"] == "follows": assert said == told
+        if r["label"] == "contradicts": assert sunny != told_sunny
+        is_hero = re.match(rf"(Everyone in \w+ knew |In \w+ there lived an? \w+ called )?{who}\b", r["text"])
+        assert (is_hero is None) == (r["label"] == "open")
+        if r["label"] in seen: seen[r["label"]][said] += 1
+    assert seen["follows"] == seen["contradicts"], "a mood says nothing of the label"
+
+
+def test_the_benchmarks_pairs_of_words():
+    from benchmarks.understanding import crossed
+
+    assert crossed({"statement": "A b.", "text": "c d."})["text"] == "Aofc Aofd Aofcd bofc bofd bofcd"
+
+
 def test_the_files_of_a_task_are_those_of_the_chapter(fitted, tmp_path):
     fitted[EntityTagger].save(tmp_path / "names")
     found = sorted(str(Path(p).relative_to(tmp_path / "names")) for p in (tmp_path / "names").rglob("*") if p.is_file())
