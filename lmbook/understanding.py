@@ -33,10 +33,10 @@ from .training import TrainConfig, Trainer
 from .transformer import Transformer, TransformerConfig
 
 # %% auto #0
-__all__ = ['Span', 'Input', 'UnderstandingError', 'TaskConfig', 'Encoder', 'TextClassifier', 'Entailment', 'CRF', 'bio_moves',
-           'EntityTagger', 'Marked', 'Answer', 'SpanReader']
+__all__ = ['Span', 'Input', 'UnderstandingError', 'TaskConfig', 'Encoder', 'TextClassifier', 'Entailment', 'Marked', 'CRF',
+           'bio_moves', 'EntityTagger', 'Answer', 'SpanReader']
 
-# %% ../nbs/70_understanding.ipynb #4dcdd9e524
+# %% ../nbs/70_understanding.ipynb #82e2b02e32
 class UnderstandingError(LmbookError):
     "Records, labels or texts that a task cannot use. The message says which, and what to change."
 
@@ -191,7 +191,7 @@ class _Net(nn.Module):
             x = nn.utils.rnn.pad_sequence(windows, batch_first=True)
         return self.head(self.dropout(x))
 
-# %% ../nbs/70_understanding.ipynb #07f7a11c3a
+
 class _Known(NamedTuple): # a record as a task sees it
     text: str
     prompt: str  # the question or the statement; empty where there is none
@@ -417,7 +417,58 @@ class Entailment(TextClassifier):
 
     _prompt = "statement"
 
-# %% ../nbs/70_understanding.ipynb #fbf9f5cc40
+
+def _spans_in(spans: Any, what: str, text: str) -> list[Span]:
+    "Spans of a text, in order. UnderstandingError for what is none."
+    found: list[Any] = [tuple(span) if isinstance(span, tuple | list) else (span,) for span in _listed(spans, what)]
+    for span in found:
+        good = len(span) == 3 and type(span[0]) is type(span[1]) is int and isinstance(span[2], str) and span[2] != ""
+        if good and 0 <= span[0] < span[1] <= len(text): continue
+        raise UnderstandingError(f"{what}: {span!r} is no span (start, end, type) of this text of {len(text)} characters.")
+    return sorted(found, key=lambda span: (span[0], -span[1], span[2]))
+
+
+@dataclass(frozen=True)
+class Marked:
+    "A text with marked spans; shows itself coloured in a notebook, and with brackets elsewhere. Spans may lie in one another, or cross."
+
+    text: str
+    spans: Sequence[Span]  # (start, end, name)
+    missed: Sequence[Span] = ()  # what should have been marked: a dashed line
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        _check.that(isinstance(self.text, str) and isinstance(self.title, str), "text and title are texts.")
+        for name in ("spans", "missed"): object.__setattr__(self, name, tuple(_spans_in(getattr(self, name), name, self.text)))
+
+    def _pieces(self) -> list[tuple[str, list[tuple[str, bool, bool, bool]]]]: # texts; around each: names, said? begins here? ends here?
+        marks = sorted([(s, True) for s in self.spans] + [(s, False) for s in self.missed], key=lambda mark: (mark[0][0], -mark[0][1]))
+        cuts = sorted({0, len(self.text), *(at for span, _ in marks for at in span[:2])})
+        around = [[(n, said, x == a, y == b) for (x, y, n), said in marks if x <= a and b <= y] for a, b in zip(cuts, cuts[1:])]
+        return [(self.text[a:b], some) for a, b, some in zip(cuts, cuts[1:], around)]
+
+    def __repr__(self) -> str:
+        out = [f"{self.title}: "] if self.title else []
+        for piece, around in self._pieces():
+            out += ["[" if said else "{" for _, said, begins, _ in around if begins] + [piece]
+            out += [f"]{name}" if said else f"}}{name} missed" for name, said, _, ends in reversed(around) if ends]
+        return "".join(out)
+
+    def _repr_html_(self) -> str:
+        names, out = sorted({span[2] for span in (*self.spans, *self.missed)}), []
+        for text, around in self._pieces():
+            piece = html.escape(text).replace("\n", "<br>")
+            for name, said, _, ends in reversed(around):
+                hue, note = (212, 130, 28, 285, 175, 345, 55, 250)[names.index(name) % 8], html.escape(name if said else f"{name} missed")
+                style = f"background:hsla({hue},70%,55%,.22);border-bottom:2px solid hsl({hue},60%,50%)"
+                if not said: style = "border-bottom:2px dashed #c44"
+                if ends: piece += f'<sup style="opacity:.75;font-size:65%"> {note}</sup>'
+                piece = f'<span style="{style};padding:0 .1em" title="{note}">{piece}</span>'
+            out.append(piece)
+        title = f"<b>{html.escape(self.title)}</b> " if self.title else ""
+        return f'<div class="lmbook-marked" style="line-height:1.9;margin:.4em 0">{title}{"".join(out)}</div>'
+
+# %% ../nbs/70_understanding.ipynb #fc2f0c96e7
 class CRF(nn.Module):
     """Scores for which tag follows which: a linear-chain conditional random field (Lafferty, McCallum and Pereira 2001).
 
@@ -511,16 +562,6 @@ def bio_moves(tags: Sequence[str]) -> tuple[Tensor, Tensor]: # of K tags (K,) an
     step = torch.tensor([[b[0] != "I" or a[0] != "O" and a[2:] == b[2:] for b in tags] for a in tags], dtype=torch.bool)
     return first, step.view(len(tags), len(tags))
 
-# %% ../nbs/70_understanding.ipynb #e9158f2d09
-def _spans_in(spans: Any, what: str, text: str) -> list[Span]:
-    "Spans of a text, in order. UnderstandingError for what is none."
-    found: list[Any] = [tuple(span) if isinstance(span, tuple | list) else (span,) for span in _listed(spans, what)]
-    for span in found:
-        good = len(span) == 3 and type(span[0]) is type(span[1]) is int and isinstance(span[2], str) and span[2] != ""
-        if good and 0 <= span[0] < span[1] <= len(text): continue
-        raise UnderstandingError(f"{what}: {span!r} is no span (start, end, type) of this text of {len(text)} characters.")
-    return sorted(found, key=lambda span: (span[0], -span[1], span[2]))
-
 
 def _tokens_of(offsets: Sequence[tuple[int, int]], start: int, end: int) -> tuple[int, int] | None: # the first, and the one behind
     inside = [i for i, (a, b) in enumerate(offsets) if a < min(b, end) and b > start]
@@ -594,47 +635,6 @@ class EntityTagger(_Task):
         "How good the entities are: one is right if both ends and the type are. Raises UnderstandingError."
         records = _listed(records, "records")
         return {"F1": span_f1(self.predict(records), [known.truth for known in self._read(records, self.config)])}
-
-# %% ../nbs/70_understanding.ipynb #58997b7c22
-@dataclass(frozen=True)
-class Marked:
-    "A text with marked spans; shows itself coloured in a notebook, and with brackets elsewhere. Spans may lie in one another, or cross."
-
-    text: str
-    spans: Sequence[Span]  # (start, end, name)
-    missed: Sequence[Span] = ()  # what should have been marked: a dashed line
-    title: str = ""
-
-    def __post_init__(self) -> None:
-        _check.that(isinstance(self.text, str) and isinstance(self.title, str), "text and title are texts.")
-        for name in ("spans", "missed"): object.__setattr__(self, name, tuple(_spans_in(getattr(self, name), name, self.text)))
-
-    def _pieces(self) -> list[tuple[str, list[tuple[str, bool, bool, bool]]]]: # texts; around each: names, said? begins here? ends here?
-        marks = sorted([(s, True) for s in self.spans] + [(s, False) for s in self.missed], key=lambda mark: (mark[0][0], -mark[0][1]))
-        cuts = sorted({0, len(self.text), *(at for span, _ in marks for at in span[:2])})
-        around = [[(n, said, x == a, y == b) for (x, y, n), said in marks if x <= a and b <= y] for a, b in zip(cuts, cuts[1:])]
-        return [(self.text[a:b], some) for a, b, some in zip(cuts, cuts[1:], around)]
-
-    def __repr__(self) -> str:
-        out = [f"{self.title}: "] if self.title else []
-        for piece, around in self._pieces():
-            out += ["[" if said else "{" for _, said, begins, _ in around if begins] + [piece]
-            out += [f"]{name}" if said else f"}}{name} missed" for name, said, _, ends in reversed(around) if ends]
-        return "".join(out)
-
-    def _repr_html_(self) -> str:
-        names, out = sorted({span[2] for span in (*self.spans, *self.missed)}), []
-        for text, around in self._pieces():
-            piece = html.escape(text).replace("\n", "<br>")
-            for name, said, _, ends in reversed(around):
-                hue, note = (212, 130, 28, 285, 175, 345, 55, 250)[names.index(name) % 8], html.escape(name if said else f"{name} missed")
-                style = f"background:hsla({hue},70%,55%,.22);border-bottom:2px solid hsl({hue},60%,50%)"
-                if not said: style = "border-bottom:2px dashed #c44"
-                if ends: piece += f'<sup style="opacity:.75;font-size:65%"> {note}</sup>'
-                piece = f'<span style="{style};padding:0 .1em" title="{note}">{piece}</span>'
-            out.append(piece)
-        title = f"<b>{html.escape(self.title)}</b> " if self.title else ""
-        return f'<div class="lmbook-marked" style="line-height:1.9;margin:.4em 0">{title}{"".join(out)}</div>'
 
 # %% ../nbs/70_understanding.ipynb #8f67e6a541
 class Answer(NamedTuple):
