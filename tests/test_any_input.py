@@ -300,6 +300,7 @@ def known() -> dict[Any, Any]:
     from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
+    from lmbook.understanding import Encoder
     from lmbook.word_vectors import WordVectors
 
     torch.manual_seed(0)
@@ -317,6 +318,7 @@ def known() -> dict[Any, Any]:
     masked = Masked(marks)
     places = [{"text": "a goat", "relations": [((0, 1), (2, 6), "r")]}]
     extractor = TripleExtractor.fit(places, ExtractorConfig(d_model=8, n_layer=1, n_head=2, context_length=16, steps=1))
+    both_ways = TransformerConfig(ByteTokenizer().vocab_size, d_model=8, n_layer=1, n_head=2, context_length=32, kind="encoder")
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -332,6 +334,7 @@ def known() -> dict[Any, Any]:
         Grammar: [world.grammar], SmallWorld: [world], ByteMachine: [RegexMachine("a*b")], Box: [Box(1.0, 1.0, 1.0, 1.0, None)],
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
         Stateful: [lambda: copy.deepcopy(model)],
+        Encoder: [Encoder(Transformer(both_ways), ByteTokenizer())],
         Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
