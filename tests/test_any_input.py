@@ -295,8 +295,9 @@ def known() -> dict[Any, Any]:
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
     from lmbook.search import Answerer, CrossEncoder, Index
+    from lmbook.senses import Captioner, CaptionerConfig, Recognizer, RecognizerConfig, Recording
     from lmbook.small_world import SmallWorld
-    from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
+    from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
     from lmbook.word_vectors import WordVectors
@@ -314,6 +315,9 @@ def known() -> dict[Any, Any]:
     judge = CrossEncoder(Classifier(reader, ClassifierConfig(("no", "yes"))), ByteTokenizer())
     quoted = Index.fit([{"text": "the goat", "source": 0, "start": 0, "end": 8}])
     masked = Masked(marks)
+    ear = Recognizer(RecognizerConfig(d_model=8, n_layer=1, n_head=2, n_mels=4, steps=1), "ab")
+    eye = Captioner(CaptionerConfig(size=4, patch=2, d_model=8, n_layer=1, n_head=2, longest=6, steps=1), WordTokenizer.train(["a goat"]))
+    sounds = [Recording(np.sin(np.arange(n) / 9), rate) for n, rate in ((900, 8000), (400, 8000), (900, 16000), (9, 8000))]
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -332,6 +336,7 @@ def known() -> dict[Any, Any]:
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
+        Recognizer: [ear], Captioner: [eye], WordTokenizer: [eye.tokenizer], Recording: sounds,
         CrossEncoder: [judge], Answerer: [lambda: Answerer(quoted, 0.5, judge)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
