@@ -7,7 +7,7 @@ __all__ = ['NextLogProbs', 'SensesError', 'Recording', 'read_wav', 'write_wav', 
            'frames_needed', 'ctc_loss', 'Transcript', 'ctc_beams', 'RecognizerConfig', 'Recognizer', 'CaptionerConfig',
            'cut_patches', 'Captioner']
 
-# %% ../nbs/73_senses.ipynb #94a633f1
+# %% ../nbs/73_senses.ipynb #bc0d5e2b61
 import io
 import json
 import math
@@ -34,7 +34,7 @@ from .tokenization import WordTokenizer
 from .training import History, TrainConfig, Trainer
 from .transformer import Memory, Stack, Transformer, TransformerConfig
 
-# %% ../nbs/73_senses.ipynb #f5ac8508
+# %% ../nbs/73_senses.ipynb #fdc8c19508
 class SensesError(LmbookError):
     "A recording, a picture, a text or a file that cannot be used. The message says what to change."
 
@@ -74,7 +74,7 @@ def write_wav(path: str | Path, recording: Recording) -> None: # what is beyond 
     "As a WAV file of 16 bits. Raises SensesError where it cannot be."
     samples, rate = _of(recording)
     _check.that(len(samples) > 0, "There is nothing in this recording.")
-    data = (samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes()
+    data = (32768 * samples).round().clip(-32768, 32767).astype("<i2").tobytes()
     with wave.open(out := io.BytesIO(), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -90,7 +90,7 @@ def _of(recording: Any, what: str = "The recording") -> Recording:
     _check.that(rate <= 10**7, f"rate={rate} is no number of samples in a second.")
     return Recording(_samples(samples, f"The samples of {what[0].lower()}{what[1:]}"), rate)
 
-# %% ../nbs/73_senses.ipynb #4d00cb7e
+# %% ../nbs/73_senses.ipynb #c5666e6aa5
 @cache
 def _fourier(frame: int) -> tuple[np.ndarray, np.ndarray]: # (frame, F) each: the waves, under Hann's window
     angle = 2 * np.pi * np.outer(np.arange(frame), np.arange(frame // 2 + 1)) / frame
@@ -133,7 +133,7 @@ def mel_filters(
     rising, falling = (f - peaks[:-2]) / np.diff(peaks)[:-1], (peaks[2:] - f) / np.diff(peaks)[1:]
     return np.minimum(rising, falling).clip(0, 1)
 
-# %% ../nbs/73_senses.ipynb #d883fb48
+# %% ../nbs/73_senses.ipynb #390cfc2325
 def collapse(path: Sequence[int]) -> list[int]: # what is left of a path; 0 is the blank
     "Runs of one label become one, then blanks go."
     _labels(path, "a path")
@@ -187,7 +187,7 @@ def ctc_loss(
     before = torch.where(ends > 0, final[at, (ends - 1).clamp(min=0)], -1e30)
     return -torch.logaddexp(final[at, ends], before)
 
-# %% ../nbs/73_senses.ipynb #4e0c1411
+# %% ../nbs/73_senses.ipynb #84af92e035
 class Transcript(NamedTuple):
     "A text that beam search has found, as labels."
 
@@ -253,7 +253,7 @@ def ctc_beams(
     out = [Transcript(list(text), p := _log_add(a, b), p + more + told(text, 0)) for text, (a, b, more) in kept.items()]
     return sorted(out, key=lambda item: (-item.score, item.labels))
 
-# %% ../nbs/73_senses.ipynb #daf57d82
+# %% ../nbs/73_senses.ipynb #9d9bb99893
 @dataclass(frozen=True)
 class RecognizerConfig:
     "What a recogniser hears, how large it is, and how it is trained."
@@ -339,7 +339,7 @@ def _settings(folder: str | Path, name: str, kind: type) -> tuple[Path, dict[str
     _check.settings(about["config"], kind)
     return path.parent, about
 
-# %% ../nbs/73_senses.ipynb #9d49eb3a
+# %% ../nbs/73_senses.ipynb #171097ac52
 class Recognizer:
     "Recordings to text, letter by letter, by CTC."
 
@@ -486,13 +486,13 @@ def _rectangle(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]: # (B, T, me
     for i, row in enumerate(rows): out[i, : len(row)] = torch.from_numpy(row)
     return out, torch.tensor([len(row) for row in rows])
 
-# %% ../nbs/73_senses.ipynb #d0d8080d
+# %% ../nbs/73_senses.ipynb #4866fc30c8
 @dataclass(frozen=True)
 class CaptionerConfig:
     "A small encoder of patches with a decoder of words, and how they are trained."
 
     size: int = 32  # pixels of a picture's side
-    patch: int = 4  # pixels of a patch's side; divides size
+    patch: int = 8  # pixels of a patch's side; divides size
     d_model: int = 64
     n_layer: int = 2  # of the encoder, and of the decoder
     n_head: int = 4
