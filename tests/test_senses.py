@@ -276,6 +276,16 @@ def check_fusion(module: ModuleType) -> None:
     assert made.predict([None], 8) == ["ac"] and made.predict([None], 8, lm, 1.0) == ["ab"]
     assert made.predict([None], 8, lm, 0.0) == ["ac"] and made.predict([None]) == ["ac"]
 
+    class Asked:
+        vocab_size, contexts = 4, list[list[int]]()
+
+        def next_log_probs(self, context: list[int]) -> torch.Tensor:
+            self.contexts.append(context)
+            return torch.zeros(4)
+
+    made.predict([None], 2, Asked(), 1.0)
+    assert [0] in Asked.contexts and all(context[0] == 0 not in context[1:] for context in Asked.contexts)
+
 
 def test_a_language_model_decides_where_the_sound_does_not(): check_fusion(senses)
 
@@ -335,7 +345,7 @@ def check_captions(module: ModuleType, folder: Path) -> None:
     left[:, :4] = right[:, 4:] = 1
     told = {"All is dark.": dark, "All is light.": light, "Light is left.": left, "Light is right.": right}
     album = [((picture + rng.normal(0, 0.1, picture.shape)).clip(0, 1), text) for text, picture in told.items() for _ in range(8)]
-    made = module.Captioner.fit(*zip(*album), replace(SEES, steps=120, lr=1e-2))
+    made = module.Captioner.fit(*zip(*album), replace(SEES, steps=250, lr=5e-3, batch_size=16))
     assert made.predict(list(told.values())) == list(told)
     assert made.predict([left]) == ["Light is left."] and made.predict([]) == []
     records = [{"picture": picture, "text": text} for text, picture in told.items()]
