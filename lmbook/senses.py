@@ -7,7 +7,7 @@ __all__ = ['NextLogProbs', 'SensesError', 'Recording', 'read_wav', 'write_wav', 
            'frames_needed', 'ctc_loss', 'Transcript', 'ctc_beams', 'RecognizerConfig', 'Recognizer', 'CaptionerConfig',
            'cut_patches', 'Captioner']
 
-# %% ../nbs/73_senses.ipynb #3a1a620b
+# %% ../nbs/73_senses.ipynb #bc0d5e2b61
 import io
 import json
 import math
@@ -34,7 +34,7 @@ from .tokenization import WordTokenizer
 from .training import History, TrainConfig, Trainer
 from .transformer import Memory, Stack, Transformer, TransformerConfig
 
-# %% ../nbs/73_senses.ipynb #48c664a2
+# %% ../nbs/73_senses.ipynb #fdc8c19508
 class SensesError(LmbookError):
     "A recording, a picture, a text or a file that cannot be used. The message says what to change."
 
@@ -90,7 +90,7 @@ def _of(recording: Any, what: str = "The recording") -> Recording:
     _check.that(rate <= 10**7, f"rate={rate} is no number of samples in a second.")
     return Recording(_samples(samples, f"The samples of {what[0].lower()}{what[1:]}"), rate)
 
-# %% ../nbs/73_senses.ipynb #94487ce2
+# %% ../nbs/73_senses.ipynb #19338cd06a
 @cache
 def _fourier(frame: int) -> tuple[np.ndarray, np.ndarray]: # (frame, F) each: the waves, under Hann's window
     angle = 2 * np.pi * np.outer(np.arange(frame), np.arange(frame // 2 + 1)) / frame
@@ -126,14 +126,14 @@ def mel_filters(
     _check.above("high", high)
     _check.that(low < high <= rate / 2, f"low={low} and high={high}: 0 <= low < high <= {rate / 2:g}, half the rate, is needed.")
     _check.that(frame * n_mels <= 10**8, f"{n_mels} filters for {frame} samples are too many.")
-    ends = [2595 * math.log10(1 + f / 700) for f in (low, high)]
-    peaks = 700 * (10 ** (np.linspace(*ends, n_mels + 2) / 2595) - 1)
+    first, last = (2595 * math.log10(1 + f / 700) for f in (low, high))
+    peaks = 700 * (10 ** (np.linspace(first, last, n_mels + 2) / 2595) - 1)
     _check.that(np.diff(peaks).min() > 0, f"{n_mels} filters do not fit between {low} and {high} Hz.")
     f = np.arange(frame // 2 + 1)[:, None] * rate / frame
     rising, falling = (f - peaks[:-2]) / np.diff(peaks)[:-1], (peaks[2:] - f) / np.diff(peaks)[1:]
     return np.minimum(rising, falling).clip(0, 1)
 
-# %% ../nbs/73_senses.ipynb #42e75055
+# %% ../nbs/73_senses.ipynb #390cfc2325
 def collapse(path: Sequence[int]) -> list[int]: # what is left of a path; 0 is the blank
     "Runs of one label become one, then blanks go."
     _labels(path, "a path")
@@ -187,7 +187,7 @@ def ctc_loss(
     before = torch.where(ends > 0, final[at, (ends - 1).clamp(min=0)], -1e30)
     return -torch.logaddexp(final[at, ends], before)
 
-# %% ../nbs/73_senses.ipynb #9802c6ea
+# %% ../nbs/73_senses.ipynb #84af92e035
 class Transcript(NamedTuple):
     "A text that beam search has found, as labels."
 
@@ -253,7 +253,7 @@ def ctc_beams(
     out = [Transcript(list(text), p := _log_add(a, b), p + more + told(text, 0)) for text, (a, b, more) in kept.items()]
     return sorted(out, key=lambda item: (-item.score, item.labels))
 
-# %% ../nbs/73_senses.ipynb #e964e93d
+# %% ../nbs/73_senses.ipynb #9d9bb99893
 @dataclass(frozen=True)
 class RecognizerConfig:
     "What a recogniser hears, how large it is, and how it is trained."
@@ -339,7 +339,7 @@ def _settings(folder: str | Path, name: str, kind: type) -> tuple[Path, dict[str
     _check.settings(about["config"], kind)
     return path.parent, about
 
-# %% ../nbs/73_senses.ipynb #e71135dc
+# %% ../nbs/73_senses.ipynb #171097ac52
 class Recognizer:
     "Recordings to text, letter by letter, by CTC."
 
@@ -486,7 +486,7 @@ def _rectangle(rows: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]: # (B, T, me
     for i, row in enumerate(rows): out[i, : len(row)] = torch.from_numpy(row)
     return out, torch.tensor([len(row) for row in rows])
 
-# %% ../nbs/73_senses.ipynb #e0dbca49
+# %% ../nbs/73_senses.ipynb #8f5db1038c
 @dataclass(frozen=True)
 class CaptionerConfig:
     "A small encoder of patches with a decoder of words, and how they are trained."
@@ -549,7 +549,9 @@ class Captioner:
         torch.manual_seed(config.seed)
         try: self.model = _Eye(config, tokenizer.vocab_size).eval()
         except LmbookError as why: raise SensesError(f"There is no such model: {why}") from why
-        self.config, self.tokenizer = config, tokenizer
+        bos, eos = tokenizer.bos_id, tokenizer.eos_id
+        if bos is None or eos is None: raise SensesError("The tokenizer needs <bos> and <eos>: sentences begin and end with them.")
+        self.config, self.tokenizer, self.ends = config, tokenizer, (bos, eos)
 
     @classmethod
     def fit(
@@ -596,7 +598,7 @@ class Captioner:
         "A sentence for each picture: at each step the most probable word. Raises SensesError for a picture that does not fit."
         _check.count("batch_size", batch_size)
         seen, out = self._pictures(pictures), list[str]()
-        bos, eos = self.tokenizer.bos_id, self.tokenizer.eos_id
+        bos, eos = self.ends
         with evaluating(self.model):
             for part in seen.split(batch_size) if len(seen) else ():
                 memory, ids = self.model.see(part), torch.full((len(part), 1), bos)

@@ -35,6 +35,7 @@ from lmbook.senses import (
     spectrogram,
     write_wav,
 )
+from lmbook.tokenization import WordTokenizer
 from tests.faults import planted
 
 SMALL = RecognizerConfig(d_model=16, n_layer=1, n_head=2, n_mels=12, steps=3, batch_size=4)
@@ -384,6 +385,7 @@ def test_what_the_captioner_refuses(eye):
     with pytest.raises(SensesError, match="must divide"): CaptionerConfig(size=32, patch=5)
     with pytest.raises(SensesError, match="sides"): cut_patches(torch.zeros(1, 5, 4, 3), 2)
     with pytest.raises(SensesError, match="no such model"): Captioner(replace(SEES, n_head=3), eye.tokenizer)
+    with pytest.raises(SensesError, match="<bos> and <eos>"): Captioner(SEES, WordTokenizer(["cup"], specials=["<unk>"]))
     unknown = eye.evaluate([{"picture": good, "text": "Zyzzyva!"}])  # a word that it cannot write is an error of its own
     assert unknown["exact"].value == 0
 
