@@ -66,6 +66,11 @@ def singles(takes: dict[str, list[Recording]]) -> tuple[list[Recording], list[st
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
+def framed(sounds: list[Recording]) -> list[Recording]:
+    "With a moment of silence behind each, as all that was trained on has."
+    return [Recording(np.concatenate([sound.samples, np.zeros(sound.rate // 20)]), sound.rate) for sound in sounds]
+
+
 def stretched(recording: Recording, columns: int = 20) -> np.ndarray:
     bands = np.log(spectrogram(recording.samples) @ mel_filters(recording.rate, 200, 32) + 1e-6)
     x = bands[np.linspace(0, len(bands) - 1, columns).round().astype(int)]
@@ -102,7 +107,7 @@ def digits(settings: Settings) -> dict[str, Any]:
         for seed in range(settings.seeds):
             made = trained(takes, speaker, 0.15, seed, settings)
             sounds, wanted = singles(takes[speaker])
-            one[speaker].append(cer(made.predict(sounds), wanted).value)
+            one[speaker].append(cer(made.predict(framed(sounds)), wanted).value)
             lm = made.language_model(numbers(500, seed=3), order=4)
             for weight in WEIGHTS:
                 found = made.predict(said, beams=8, language_model=lm, weight=weight)
@@ -130,7 +135,7 @@ def speed(settings: Settings) -> dict[str, Any]:
     for speaker in takes:
         sounds, wanted = singles(takes[speaker])
         runs = (trained(takes, speaker, 0.0, seed, settings) for seed in range(settings.seeds))
-        found[speaker] = [cer(made.predict(sounds), wanted).value for made in runs]
+        found[speaker] = [cer(made.predict(framed(sounds)), wanted).value for made in runs]
         print(speaker, [round(value, 3) for value in found[speaker]], flush=True)
     return {"one by one": over(averaged(found)), "one by one, each seed": found}
 
