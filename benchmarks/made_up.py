@@ -146,11 +146,25 @@ def all_MiniLM_L6_v2(folder: Path) -> None: # noqa: N802 (the name of the model)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
+def spoken_digits(folder: Path) -> None:
+    "A tone for each digit, by two voices, twice."
+    import numpy as np
+
+    from lmbook.senses import Recording, write_wav
+
+    rng = np.random.default_rng(0)
+    for digit in range(10):
+        for voice, pitch in (("high", 1.2), ("low", 1.0)):
+            for n in range(2):
+                tone = np.sin(2 * np.pi * pitch * (300 + 200 * digit) * np.arange(1500 + 100 * n) / 8000)
+                write_wav(folder / f"{digit}_{voice}_{n}.wav", Recording(0.5 * tone + 0.01 * rng.normal(size=len(tone)), 8000))
+
+
 SETS: dict[str, Write] = {
     make.__name__: make
     for make in (
         tinyshakespeare, wikitext2, enwiki_dump, squad, zhwiki, chinese_poetry, tatoeba_en_zh, sib200, word_similarity, wnut17,
-        sst2, winogender, all_MiniLM_L6_v2, sts, blimp,
+        sst2, winogender, all_MiniLM_L6_v2, sts, blimp, spoken_digits,
     )  # fmt: skip
 }
 

@@ -296,8 +296,9 @@ def known() -> dict[Any, Any]:
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
     from lmbook.search import Answerer, CrossEncoder, Index
+    from lmbook.senses import Captioner, CaptionerConfig, Recognizer, RecognizerConfig, Recording
     from lmbook.small_world import SmallWorld
-    from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
+    from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
     from lmbook.understanding import Encoder
@@ -319,6 +320,9 @@ def known() -> dict[Any, Any]:
     places = [{"text": "a goat", "relations": [((0, 1), (2, 6), "r")]}]
     extractor = TripleExtractor.fit(places, ExtractorConfig(d_model=8, n_layer=1, n_head=2, context_length=16, steps=1))
     both_ways = TransformerConfig(ByteTokenizer().vocab_size, d_model=8, n_layer=1, n_head=2, context_length=32, kind="encoder")
+    ear = Recognizer(RecognizerConfig(d_model=8, n_layer=1, n_head=2, n_mels=4, steps=1), "ab")
+    eye = Captioner(CaptionerConfig(size=4, patch=2, d_model=8, n_layer=1, n_head=2, longest=6, steps=1), WordTokenizer.train(["a goat"]))
+    sounds = [Recording(np.sin(np.arange(n) / 9), rate) for n, rate in ((900, 8000), (400, 8000), (900, 16000), (9, 8000))]
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -339,6 +343,7 @@ def known() -> dict[Any, Any]:
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
+        Recognizer: [ear], Captioner: [eye], WordTokenizer: [eye.tokenizer], Recording: sounds,
         CrossEncoder: [judge], Answerer: [lambda: Answerer(quoted, 0.5, judge)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
