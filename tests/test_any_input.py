@@ -299,6 +299,7 @@ def known() -> dict[Any, Any]:
     from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
+    from lmbook.translation import PhraseTable, Summarizer, Translator, TranslatorConfig, WordAligner
     from lmbook.word_vectors import WordVectors
 
     torch.manual_seed(0)
@@ -314,6 +315,8 @@ def known() -> dict[Any, Any]:
     judge = CrossEncoder(Classifier(reader, ClassifierConfig(("no", "yes"))), ByteTokenizer())
     quoted = Index.fit([{"text": "the goat", "source": 0, "start": 0, "end": 8}])
     masked = Masked(marks)
+    pairs = [("红羊", "red goat"), ("羊", "goat")]
+    translator = Translator.fit(pairs, TranslatorConfig(vocab_size=270, d_model=8, n_layer=1, n_head=2, steps=1, both=True))
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -332,6 +335,8 @@ def known() -> dict[Any, Any]:
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
+        WordAligner: [WordAligner.fit(pairs)], PhraseTable: [PhraseTable.fit(pairs)], Translator: [translator],
+        Summarizer: [Summarizer("lead"), Summarizer(writer=translator)],
         CrossEncoder: [judge], Answerer: [lambda: Answerer(quoted, 0.5, judge)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
