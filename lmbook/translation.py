@@ -194,7 +194,7 @@ class WordAligner:
             out.append(join_units(unit for unit, before in zip(said, ["", *said]) if unit != before))
         return out
 
-# %% ../nbs/71_translation.ipynb #c97ae69f1b
+# %% ../nbs/71_translation.ipynb #e1de0924fc
 def phrase_pairs(
     left: Sequence[str],  # units of the source
     right: Sequence[str],  # and of the target
@@ -251,7 +251,7 @@ class PhraseTable:
     def _say(self, units: list[str]) -> list[str]:
         best: list[tuple[int, float, int, tuple[str, ...]]] = [(0, 0.0, 0, ())]  # up to each place: pieces, nats, where the last begins, it
         for stop in range(1, len(units) + 1):
-            alone = () if units[stop - 1] in self.known else (units[stop - 1],)
+            alone: tuple[str, ...] = () if units[stop - 1] in self.known else (units[stop - 1],)
             ways = [(best[stop - 1][0] + 2, best[stop - 1][1], stop - 1, alone)]
             for start in range(max(0, stop - self.longest), stop):
                 found = self.table.get(tuple(units[start:stop]))
@@ -270,7 +270,7 @@ def score_translations(predictions: Sequence[str], references: References) -> di
     chinese = any(_WIDE.search(text) for row in references for text in ([row] if isinstance(row, str) else row))
     return {"BLEU": bleu(predictions, references, tokenize="zh" if chinese else "13a"), "chrF": chrf(predictions, references)}
 
-# %% ../nbs/71_translation.ipynb #0718f2854e
+# %% ../nbs/71_translation.ipynb #2657464618
 TranslatorKind = Literal["encoder-decoder", "decoder"]
 _THERE, _BACK = "<there>", "<back>"
 _NAMES = tuple(f"<name{i}>" for i in range(1, 9))
@@ -430,7 +430,8 @@ class Translator:
         [(source, target)] = _pairs([(source, target)])
         rows = self._source(source, back, (), 0), [self._bos, *self.tokenizer.encode(target)]
         seen: list[tuple[Tensor, ...]] = []
-        layer = self.model.decoder.blocks[-1].cross  # type: ignore[union-attr]
+        decoder: Any = self.model.decoder
+        layer = decoder.blocks[-1].cross
         hook = layer.register_forward_pre_hook(lambda module, given: seen.append(given))
         try:
             with evaluating(self.model): self.model(torch.tensor([rows[1]]), source=torch.tensor([rows[0]]))
