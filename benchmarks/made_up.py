@@ -76,6 +76,14 @@ def tatoeba_en_zh(folder: Path) -> None:
     write(folder / "made-up.tsv", "".join(f"{english}\t{chinese}\tmade up\n" for english, chinese in pairs.items()))
 
 
+def scitldr(folder: Path) -> None:
+    "Stories as abstracts, each with two summaries."
+    for split in ("dev", "test"):
+        rows = [{"source": [en for en, _ in story.sentences], "target": [story.summary["en"], story.title["en"]], "paper_id": story.id}
+                for story in SmallWorld(SmallWorldConfig(limit=3)).documents("valid" if split == "dev" else "test", 8)]
+        write(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def sib200(folder: Path) -> None:
     for lang, name in (("en", "eng_Latn"), ("zh", "zho_Hans")):
         (folder / name).mkdir()
@@ -164,7 +172,7 @@ SETS: dict[str, Write] = {
     make.__name__: make
     for make in (
         tinyshakespeare, wikitext2, enwiki_dump, squad, zhwiki, chinese_poetry, tatoeba_en_zh, sib200, word_similarity, wnut17,
-        sst2, winogender, all_MiniLM_L6_v2, sts, blimp, spoken_digits,
+        sst2, winogender, all_MiniLM_L6_v2, sts, blimp, spoken_digits, scitldr,
     )  # fmt: skip
 }
 

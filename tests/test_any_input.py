@@ -302,6 +302,7 @@ def known() -> dict[Any, Any]:
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
     from lmbook.understanding import Encoder
+    from lmbook.translation import PhraseTable, Summarizer, Translator, TranslatorConfig, WordAligner
     from lmbook.word_vectors import WordVectors
 
     torch.manual_seed(0)
@@ -323,6 +324,8 @@ def known() -> dict[Any, Any]:
     ear = Recognizer(RecognizerConfig(d_model=8, n_layer=1, n_head=2, n_mels=4, steps=1), "ab")
     eye = Captioner(CaptionerConfig(size=4, patch=2, d_model=8, n_layer=1, n_head=2, longest=6, steps=1), WordTokenizer.train(["a goat"]))
     sounds = [Recording(np.sin(np.arange(n) / 9), rate) for n, rate in ((900, 8000), (400, 8000), (900, 16000), (9, 8000))]
+    pairs = [("红羊", "red goat"), ("羊", "goat")]
+    translator = Translator.fit(pairs, TranslatorConfig(vocab_size=270, d_model=8, n_layer=1, n_head=2, steps=1, both=True))
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -344,6 +347,8 @@ def known() -> dict[Any, Any]:
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
         Recognizer: [ear], Captioner: [eye], WordTokenizer: [eye.tokenizer], Recording: sounds,
+        WordAligner: [WordAligner.fit(pairs)], PhraseTable: [PhraseTable.fit(pairs)], Translator: [translator],
+        Summarizer: [Summarizer("lead"), Summarizer(writer=translator)],
         CrossEncoder: [judge], Answerer: [lambda: Answerer(quoted, 0.5, judge)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
