@@ -32,7 +32,7 @@ from .small_world import SmallWorld
 from .training import History, TrainConfig, Trainer
 from .transformer import Transformer, TransformerConfig
 
-# %% ../nbs/75_knowledge.ipynb #6492e3d225
+# %% ../nbs/75_knowledge.ipynb #a4455ebe3a
 class KnowledgeError(LmbookError):
     "Records, facts or paths that make no knowledge. The message says what to change."
 
@@ -75,7 +75,7 @@ def _read(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Relation
             for place in relation[:2]:
                 inside = len(place) == 2 and all(isinstance(at, int) for at in place) and 0 <= place[0] < place[1] <= len(text)
                 _check.that(inside, f"Record {i}: {place} is no place in a text of {len(text)} characters.")
-            _check.that(relation.subject != relation.object, f"Record {i}: a relation is between two places, not {relation.subject} and itself.")
+            _check.that(relation.subject != relation.object, f"Record {i}: a relation is between two places, not of one with itself.")
             found.append(relation)
         out.append((text, found))
     _check.that(bool(out), "There are no records: there is nothing to learn from or to judge by.")

@@ -301,8 +301,8 @@ def known() -> dict[Any, Any]:
     from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
-    from lmbook.understanding import Encoder
     from lmbook.translation import PhraseTable, Summarizer, Translator, TranslatorConfig, WordAligner
+    from lmbook.understanding import Encoder
     from lmbook.word_vectors import WordVectors
 
     torch.manual_seed(0)
