@@ -6,10 +6,10 @@
 __all__ = ['Joining', 'LongTextError', 'Window', 'windows', 'window_loss', 'MemoryReader', 'CarriedMemory', 'read_with_memory',
            'LongConfig', 'LongClassifier']
 
-# %% ../nbs/74_long_text.ipynb #b056a575b2
+# %% ../nbs/74_long_text.ipynb #c53a8cf2f8
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -77,7 +77,7 @@ def window_loss(
     _check.that(stride < size, f"stride={stride} must be below size={size}: the first token of a window is read, not predicted.")
     return evaluate(model, [row], context_length=size, stride=stride).token_nats[0]
 
-# %% ../nbs/74_long_text.ipynb #58b52d12d1
+# %% ../nbs/74_long_text.ipynb #1a2f290004
 class _Kept:
     "Keys and values of one layer, from earlier segments: an `lmbook.attention.Cache`."
 
@@ -101,8 +101,8 @@ class MemoryReader:
         if not isinstance(model, Transformer) or model.config.kind != "decoder":
             raise LongTextError("Only a decoder, a Transformer that reads from left to right, can keep what it has read.")
         if model.config.positions in ("learned", "sinusoidal"):
-            raise LongTextError(f"Positions that are {model.config.positions} are numbered from the text's beginning, which is out of sight. "
-                                "Take a model with positions='rotary' or 'alibi'.")
+            what = f"Positions that are {model.config.positions} are numbered from the text's beginning, which is out of sight"
+            raise LongTextError(f"{what}. Take a model with positions='rotary' or 'alibi'.")
         _check.count("memory", memory)
         most = model.config.context_length
         _check.that(memory < most, f"memory={memory} leaves no room: with the segment it must fit into context_length={most}.")
@@ -129,7 +129,8 @@ class MemoryReader:
         _check.ids(ids, self.model.vocab_size)
         B, T = ids.shape
         k, most = self._layers[0].k, self.model.config.context_length
-        _check.that(k is None or len(k) == B, f"{B} rows, and what was read had {0 if k is None else len(k)}: each row goes on. Else `forget`.")
+        same = k is None or len(k) == B
+        _check.that(same, f"{B} rows, and what was read had {B if k is None else len(k)}: each row goes on. Or call `forget()`.")
         _check.that(self.length + T <= most, f"{T} tokens behind a memory of {self.length} are more than context_length={most}.")
         before = self._layers
         self._layers = [_Kept(self.memory, layer.k, layer.v) for layer in before]
@@ -146,7 +147,8 @@ class MemoryReader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on where a state was taken."
-        _check.that(len(state["kept"]) == len(self._layers), f"This state is of {len(state['kept'])} layers, the model has {len(self._layers)}.")
+        n = len(state["kept"])
+        _check.that(n == len(self._layers), f"This state is of {n} layers, the model has {len(self._layers)}.")
         self.read, self.length = state["read"], state["length"]
         self._layers = [_Kept(self.memory, k, v) for k, v in state["kept"]]
 
@@ -200,7 +202,7 @@ def read_with_memory(
             paid.append(F.cross_entropy(scores.double(), targets, reduction="none").cpu().numpy())
     return np.concatenate(paid)
 
-# %% ../nbs/74_long_text.ipynb #e3d3bc4556
+# %% ../nbs/74_long_text.ipynb #1c8a688b0d
 Joining = Literal["truncate", "mean", "max", "hierarchy"]
 
 @dataclass(frozen=True)
@@ -384,10 +386,11 @@ class LongClassifier:
         "Read a classifier. Raises LongTextError, or the error of the file in question."
         folder = usable_path(folder, LongTextError)
         try: about = json.loads((folder / "long_text.json").read_bytes())
-        except (OSError, ValueError, RecursionError) as why: raise LongTextError(f"{folder} holds no classifier of long texts: {why}.") from why
-        labels, settings = (about.get(key) if isinstance(about, dict) else None for key in ("labels", "config"))
-        good = isinstance(labels, list) and len(labels) > 1 and all(isinstance(x, str) for x in labels) and isinstance(settings, dict)
-        _check.that(good, f"{folder}/long_text.json is damaged: save the classifier again.")
+        except (OSError, ValueError, RecursionError) as why:
+            raise LongTextError(f"{folder} holds no classifier of long texts: {why}.") from why
+        labels, settings = (about.get(key) for key in ("labels", "config")) if isinstance(about, dict) else (None, None)
+        if not isinstance(settings, dict) or not isinstance(labels, list) or len(labels) < 2 or not all(isinstance(x, str) for x in labels):
+            raise LongTextError(f"{folder}/long_text.json is damaged: save the classifier again.")
         _check.settings(settings, LongConfig)
         config, tokenizer = LongConfig(**settings), load_tokenizer(folder / "tokenizer.json")
         model = _Windowed(tokenizer.vocab_size, len(labels), config)
