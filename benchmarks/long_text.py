@@ -21,6 +21,7 @@ import torch
 from benchmarks.common import Benchmark, Settings, mean_sd, run
 from lmbook.batches import TokenStream
 from lmbook.long_text import CarriedMemory, LongClassifier, LongConfig, read_with_memory, window_loss
+from lmbook.runs import muon_and_adamw
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE, SPECIALS, learn_merges, split_words, utf8
 from lmbook.training import TrainConfig, Trainer
@@ -47,11 +48,11 @@ def language_model(train: str, test: str, settings: Settings) -> dict[str, Any]:
     steps, rows = settings.pick(STEPS, 2), settings.pick(16, 2)
     found: dict[str, list[float]] = {}
     for seed in range(settings.seeds):
-        how = TrainConfig(steps=steps, lr=4e-3, warmup=steps // 10, seed=seed, device="cpu")
+        how = TrainConfig(steps=steps, warmup=steps // 20, schedule="linear", seed=seed, device="cpu", optimizer=muon_and_adamw)
         models = {}
         for name in ("windows", "memory"):
             torch.manual_seed(seed)
-            parts: dict[str, Any] = {"norm": "rms", "positions": "rotary", "bias": False, "init": "xavier_uniform"}
+            parts: dict[str, Any] = {"norm": "rms", "positions": "alibi", "bias": False, "init": "xavier_uniform"}
             models[name] = Transformer(TransformerConfig(tokenizer.vocab_size, 64, 2, 4, context_length=SIZE + MEMORY, **parts))
             if name == "windows": Trainer(models[name], TokenStream(learn, rows, SIZE, seed=seed), how).fit()
             else: Trainer(models[name], TokenStream(learn, rows, SIZE, contiguous=True), how, loss=CarriedMemory(MEMORY)).fit()
@@ -102,7 +103,7 @@ def joining(settings: Settings) -> dict[str, Any]:
     test = reports("test", settings.pick(800, 12), 0.5, 0)
     ways: tuple[Any, ...] = ("truncate", "mean", "max", "hierarchy")
     found: dict[str, Any] = {"reports": len(test)}
-    for task, steps in (("one", 200), ("two", 350)):
+    for task, steps in (("one", 200), ("two", 300)):
         for way in ways:
             values: dict[str, list[float]] = {"accuracy": [], "worst case": []}
             for seed in range(settings.seeds):

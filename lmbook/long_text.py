@@ -77,7 +77,7 @@ def window_loss(
     _check.that(stride < size, f"stride={stride} must be below size={size}: the first token of a window is read, not predicted.")
     return evaluate(model, [row], context_length=size, stride=stride).token_nats[0]
 
-# %% ../nbs/74_long_text.ipynb #1a2f290004
+# %% ../nbs/74_long_text.ipynb #2929ac2d28
 class _Kept:
     "Keys and values of one layer, from earlier segments: an `lmbook.attention.Cache`."
 
@@ -147,10 +147,11 @@ class MemoryReader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         "Go on where a state was taken."
-        n = len(state["kept"])
+        try: read, length, kept = int(state["read"]), int(state["length"]), [(k, v) for k, v in state["kept"]]
+        except (KeyError, TypeError, ValueError) as why: raise LongTextError(f"This is no state of a MemoryReader: {why!r}.") from why
+        n = len(kept)
         _check.that(n == len(self._layers), f"This state is of {n} layers, the model has {len(self._layers)}.")
-        self.read, self.length = state["read"], state["length"]
-        self._layers = [_Kept(self.memory, k, v) for k, v in state["kept"]]
+        self.read, self.length, self._layers = read, length, [_Kept(self.memory, k, v) for k, v in kept]
 
 class CarriedMemory:
     """A loss for the `Trainer`, for decoders: the memory goes on from batch to batch where the batch says so (`Batch.carry`), as
@@ -182,7 +183,9 @@ class CarriedMemory:
 
     def state_dict(self) -> dict[str, Any]: return {"train": r.state_dict() if (r := self._readers["train"]) else None}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: self._readers, self._state = {"train": None, "eval": None}, state["train"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        _check.that("train" in state, "This is no state of a CarriedMemory: it says nothing of 'train'.")
+        self._readers, self._state = {"train": None, "eval": None}, state["train"]
 
 def read_with_memory(
     model: Transformer,  # a decoder, see `MemoryReader`
@@ -202,7 +205,7 @@ def read_with_memory(
             paid.append(F.cross_entropy(scores.double(), targets, reduction="none").cpu().numpy())
     return np.concatenate(paid)
 
-# %% ../nbs/74_long_text.ipynb #1c8a688b0d
+# %% ../nbs/74_long_text.ipynb #5c77196096
 Joining = Literal["truncate", "mean", "max", "hierarchy"]
 
 @dataclass(frozen=True)
@@ -320,6 +323,7 @@ class LongClassifier:
     history: History | None = None  # of the training, where it was trained here
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer, labels: Sequence[str], config: LongConfig):
+        if not isinstance(model, _Windowed): raise LongTextError("A LongClassifier is made by LongClassifier.fit(records) or .load(folder)")
         self.model, self.tokenizer, self.labels, self.config = model.eval(), tokenizer, list(labels), config
 
     @classmethod

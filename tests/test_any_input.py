@@ -291,6 +291,7 @@ def known() -> dict[Any, Any]:
     from lmbook.finetuning import LabelledTexts, LoraConfig, LoraLinear
     from lmbook.grammar import Grammar
     from lmbook.language_models import NGram
+    from lmbook.long_text import LongClassifier, LongConfig, MemoryReader
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
@@ -314,6 +315,9 @@ def known() -> dict[Any, Any]:
     judge = CrossEncoder(Classifier(reader, ClassifierConfig(("no", "yes"))), ByteTokenizer())
     quoted = Index.fit([{"text": "the goat", "source": 0, "start": 0, "end": 8}])
     masked = Masked(marks)
+    labelled = [{"text": word * 9, "label": word} for word in ("goat ", "cup ")]
+    long_texts = LongClassifier.fit(labelled, LongConfig(size=8, overlap=2, vocab_size=260, d_model=8, n_head=2, steps=1))
+    from_left = Transformer(TransformerConfig(20, 8, 1, 2, positions="rotary", context_length=16)).eval()
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -327,7 +331,7 @@ def known() -> dict[Any, Any]:
         Trainer: [lambda: Trainer(copy.deepcopy(model), examples, TrainConfig(steps=1, device="cpu"))], WordVectors: [vectors],
         Grammar: [world.grammar], SmallWorld: [world], ByteMachine: [RegexMachine("a*b")], Box: [Box(1.0, 1.0, 1.0, 1.0, None)],
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
-        Stateful: [lambda: copy.deepcopy(model)],
+        Stateful: [lambda: copy.deepcopy(model)], LongClassifier: [long_texts], MemoryReader: [lambda: MemoryReader(from_left, 4)],
         Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
