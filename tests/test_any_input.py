@@ -292,6 +292,7 @@ def known() -> dict[Any, Any]:
     from lmbook.grammar import Grammar
     from lmbook.knowledge import ExtractorConfig, TripleExtractor
     from lmbook.language_models import NGram
+    from lmbook.long_text import LongClassifier, LongConfig, MemoryReader
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
@@ -326,6 +327,9 @@ def known() -> dict[Any, Any]:
     sounds = [Recording(np.sin(np.arange(n) / 9), rate) for n, rate in ((900, 8000), (400, 8000), (900, 16000), (9, 8000))]
     pairs = [("红羊", "red goat"), ("羊", "goat")]
     translator = Translator.fit(pairs, TranslatorConfig(vocab_size=270, d_model=8, n_layer=1, n_head=2, steps=1, both=True))
+    labelled = [{"text": word * 9, "label": word} for word in ("goat ", "cup ")]
+    long_texts = LongClassifier.fit(labelled, LongConfig(size=8, overlap=2, vocab_size=260, d_model=8, n_head=2, steps=1))
+    from_left = Transformer(TransformerConfig(20, 8, 1, 2, positions="rotary", context_length=16)).eval()
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -340,7 +344,7 @@ def known() -> dict[Any, Any]:
         TripleExtractor: [extractor],
         Grammar: [world.grammar], SmallWorld: [world], ByteMachine: [RegexMachine("a*b")], Box: [Box(1.0, 1.0, 1.0, 1.0, None)],
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
-        Stateful: [lambda: copy.deepcopy(model)],
+        Stateful: [lambda: copy.deepcopy(model)], LongClassifier: [long_texts], MemoryReader: [lambda: MemoryReader(from_left, 4)],
         Encoder: [Encoder(Transformer(both_ways), ByteTokenizer())],
         Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
