@@ -205,7 +205,7 @@ def read_with_memory(
             paid.append(F.cross_entropy(scores.double(), targets, reduction="none").cpu().numpy())
     return np.concatenate(paid)
 
-# %% ../nbs/74_long_text.ipynb #a5a8f3ed6e
+# %% ../nbs/74_long_text.ipynb #5c77196096
 Joining = Literal["truncate", "mean", "max", "hierarchy"]
 
 @dataclass(frozen=True)
@@ -380,7 +380,6 @@ class LongClassifier:
 
     def save(self, folder: str | Path) -> None:
         "Write weights, tokenizer and settings; a folder of that name is replaced. Raises LongTextError where that cannot be."
-        _check.that(not usable_path(folder, LongTextError).is_file(), f"{folder} is a file: give the name of a folder.")
         with whole_folder(folder, LongTextError) as scratch:
             save_weights(self.model, scratch / "model.safetensors")
             self.tokenizer.to_json(scratch / "tokenizer.json")

@@ -92,13 +92,14 @@ def _pairs(pairs: Any, *names: str) -> list[tuple[str, str]]:
             if not text.strip(): raise TranslationError(f"The {name} of pair {i} is empty: leave the pair out.")
     return rows
 
-# %% ../nbs/71_translation.ipynb #a0228bea1a
+# %% ../nbs/71_translation.ipynb #1047bc4425
 Link = tuple[int, int]  # a unit of the source and a unit of the target, from 0
 
 class _Table:
     "t(b | a): how likely a word a of one side, or the empty word, has b for its translation. Only what occurs in a pair is kept."
 
     def __init__(self, pairs: Sequence[tuple[Sequence[str], Sequence[str]]], rounds: int):
+        _check.that(bool(pairs), "There are no pairs: nothing can be aligned.")
         self.a: dict[str | None, int] = {None: 0}
         self.b: dict[str, int] = {}
         keys, owners, many = list[np.ndarray](), list[np.ndarray](), 0
@@ -194,7 +195,7 @@ class WordAligner:
             out.append(join_units(unit for unit, before in zip(said, ["", *said]) if unit != before))
         return out
 
-# %% ../nbs/71_translation.ipynb #e1de0924fc
+# %% ../nbs/71_translation.ipynb #70ed5cc1ef
 def phrase_pairs(
     left: Sequence[str],  # units of the source
     right: Sequence[str],  # and of the target
@@ -224,7 +225,10 @@ class PhraseTable:
 
     def __init__(self, table: Mapping[tuple[str, ...], tuple[tuple[str, ...], float]], known: Iterable[str] = ()):
         "From pieces of the source to their likeliest translation and its probability; and the words of the source that are known."
-        for source, (_, p) in table.items():
+        for source, found in table.items():
+            pair = isinstance(source, tuple) and isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], tuple)
+            _check.that(pair, f"{source!r}: {found!r} is no piece: give a tuple of units, and (a tuple of units, a probability).")
+            p = found[1]
             _check.that(len(source) > 0 and 0 < p <= 1, f"The piece {source!r} has p={p!r}: a piece is not empty, and p lies in (0, 1].")
         self.table, self.known, self.longest = dict(table), frozenset(known), max(map(len, table), default=1)
 

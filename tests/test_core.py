@@ -239,6 +239,14 @@ def test_renaming_that_fails_leaves_the_old_one(tmp_path, block, monkeypatch):
     assert {p.name: p.read_text() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_a_folder_is_not_written_over_a_file(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    for _ in range(2):
+        with pytest.raises(LmbookError, match="is a file, and a folder is to be written"):
+            with whole_folder(tmp_path / "run") as scratch: (scratch / "a").write_text("new")
+    assert (tmp_path / "run").read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
 @pytest.mark.parametrize("at", range(8))
 def test_a_process_that_dies_leaves_a_whole_folder(tmp_path, at):
     """Killed at each call of the system that changes names: what the name means is the old folder or the new one.
