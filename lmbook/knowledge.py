@@ -310,9 +310,9 @@ class TripleExtractor:
         load_weights(model, folder / "model.safetensors")
         return cls(model, vocabulary, relations, config)
 
-# %% ../nbs/75_knowledge.ipynb #688f1aa2cd
+# %% ../nbs/75_knowledge.ipynb #2dfb4e6752
 class Triple(NamedTuple):
-    "One fact."
+    "One fact: a subject, a relation, and an object."
 
     subject: str
     relation: str
