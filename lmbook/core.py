@@ -209,7 +209,7 @@ def optional(
             f"Install it: pip install 'lmbook[{extra}]'"
         ) from missing
 
-# %% ../nbs/01_core.ipynb #75427d475a
+# %% ../nbs/01_core.ipynb #ce86d11295
 def _to_disk(path: Path) -> None:
     "Make the system write a file or a folder to the disk now."
     if os.name == "nt" and path.is_dir(): return  # Windows cannot, and need not
@@ -274,8 +274,7 @@ def whole_folder(
 ) -> Iterator[Path]:
     "A folder to fill, which becomes `path` when the block ends well. Raises `error` where it cannot be written; what was there stays."
     path = usable_path(path, error)
-    if not path.name: raise error(f"{str(path)!r} names no folder that could be replaced. Give a name.")
-    if os.path.isfile(path): raise error(f"{path} is a file, and a folder is to be written. Give another name.")
+    if not path.name or os.path.isfile(path): raise error(f"{str(path)!r} names no folder that could be replaced. Give a name.")
     scratch, old = (path.with_name(f".{what}-{path.name}") for what in ("writing", "old"))
     try:
         for leftover in (scratch, old): shutil.rmtree(leftover, ignore_errors=True)

@@ -129,7 +129,7 @@ def tell_facts(
         at += len(sentence) + 1
     return {"text": " ".join(told), "relations": sorted(found)}
 
-# %% ../nbs/75_knowledge.ipynb #19d2860533
+# %% ../nbs/75_knowledge.ipynb #de6d970ad6
 @dataclass(frozen=True)
 class ExtractorConfig:
     "A small encoder, and how it is trained, for `TripleExtractor.fit`."
@@ -174,8 +174,8 @@ class _Pairs(nn.Module):
         self.between = nn.Parameter(torch.zeros(relations, c.d_role + 1, c.d_role + 1))
         nn.init.normal_(self.between, std=1 / c.d_role)
 
-    def forward(self, ids: Tensor, there: Tensor) -> tuple[Tensor, Tensor]: # (B, T): (B, T, 3), (B, T, D)
-        states = self.body.hidden(ids, segments=there)
+    def forward(self, tokens: Tensor, there: Tensor) -> tuple[Tensor, Tensor]: # (B, T): (B, T, 3), (B, T, D)
+        states = self.body.hidden(tokens, segments=there)
         return self.tags(states), states
 
     def pairs(self, states: Tensor) -> Tensor: # (M, D) of the mentions of one text: (R, M, M)

@@ -242,7 +242,7 @@ def test_renaming_that_fails_leaves_the_old_one(tmp_path, block, monkeypatch):
 def test_a_folder_is_not_written_over_a_file(tmp_path):
     (tmp_path / "run").write_text("mine")
     for _ in range(2):
-        with pytest.raises(LmbookError, match="is a file, and a folder is to be written"):
+        with pytest.raises(LmbookError, match="names no folder that could be replaced"):
             with whole_folder(tmp_path / "run") as scratch: (scratch / "a").write_text("new")
     assert (tmp_path / "run").read_text() == "mine" and [p.name for p in tmp_path.iterdir()] == ["run"]
 
