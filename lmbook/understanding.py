@@ -36,7 +36,7 @@ from .transformer import Transformer, TransformerConfig
 __all__ = ['Span', 'Input', 'UnderstandingError', 'TaskConfig', 'Encoder', 'TextClassifier', 'Entailment', 'Marked', 'CRF',
            'bio_moves', 'EntityTagger', 'Answer', 'SpanReader']
 
-# %% ../nbs/70_understanding.ipynb #82e2b02e32
+# %% ../nbs/70_understanding.ipynb #500b69dac3
 class UnderstandingError(LmbookError):
     "Records, labels or texts that a task cannot use. The message says which, and what to change."
 
@@ -462,7 +462,7 @@ class Marked:
                 hue, note = (212, 130, 28, 285, 175, 345, 55, 250)[names.index(name) % 8], html.escape(name if said else f"{name} missed")
                 style = f"background:hsla({hue},70%,55%,.22);border-bottom:2px solid hsl({hue},60%,50%)"
                 if not said: style = "border-bottom:2px dashed #c44"
-                if ends: piece += f'<sup style="opacity:.75;font-size:65%"> {note}</sup>'
+                if ends: piece += f'<sup style="font-size:65%"> {note}</sup>'
                 piece = f'<span style="{style};padding:0 .1em" title="{note}">{piece}</span>'
             out.append(piece)
         title = f"<b>{html.escape(self.title)}</b> " if self.title else ""
