@@ -232,7 +232,7 @@ def practice(settings: Settings) -> dict[str, Any]:
             row[f"{stage}: last right"] = sum(a[-1] == b[-1] for (_, a), b in zip(asked, told)) / len(asked)
             row[f"{stage}: all right"] = sum(a == b for (_, a), b in zip(asked, told)) / len(asked)
         rows.append(row)
-    return {"exchanges": exchanges, "slips": 0.15, **by_seed(rows)}
+    return {"exchanges": exchanges, "slips": 0.15, **by_seed(rows), "each": {key: [row[key] for row in rows] for key in rows[0]}}
 
 
 PAIRS = [("800 pairs, once", 800, 1), ("800 pairs, four times", 800, 4), ("3,200 pairs, once", 3200, 1)]

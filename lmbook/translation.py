@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Link', 'TranslatorKind', 'Extract', 'TranslationError', 'split_units', 'join_units', 'WordAligner', 'phrase_pairs',
-           'PhraseTable', 'score_translations', 'TranslatorConfig', 'Translator', 'split_sentences', 'sentence_overlap',
-           'pagerank', 'textrank', 'lead', 'best_sentence', 'Summarizer', 'score_summaries']
+           'PhraseTable', 'score_translations', 'Aligned', 'TranslatorConfig', 'Translator', 'split_sentences',
+           'sentence_overlap', 'pagerank', 'textrank', 'lead', 'best_sentence', 'Summarizer', 'score_summaries']
 
-# %% ../nbs/71_translation.ipynb #888eb509ab
+# %% ../nbs/71_translation.ipynb #474cdb7c9c
+import hashlib
+import html
 import json
 import math
 import random
@@ -273,6 +275,49 @@ def score_translations(predictions: Sequence[str], references: References) -> di
     "BLEU and chrF, from 0 to 100. Chinese is cut into characters (sacrebleu's `zh`), all else by its usual rules (`13a`)."
     chinese = any(_WIDE.search(text) for row in references for text in ([row] if isinstance(row, str) else row))
     return {"BLEU": bleu(predictions, references, tokenize="zh" if chinese else "13a"), "chrF": chrf(predictions, references)}
+
+# %% ../nbs/71_translation.ipynb #065018a8f1
+class Aligned:
+    "Two texts whose units belong together. In a notebook the pointer over a unit of one text (or a tap) colours its partners in the other."
+
+    def __init__(
+        self,
+        source: Sequence[str],  # I units, for example from `split_units`
+        target: Sequence[str],  # J units
+        shares: Any,  # (I, J) from 0 to 1: how much unit j of the target belongs to unit i
+        least: float = 0.1,  # shares below this are not shown, above 0
+    ):
+        self.source, self.target = (tuple(_texts(units, name)) for units, name in ((source, "source"), (target, "target")))
+        _check.above("least", least)
+        _check.that(least <= 1, f"least={least!r} must be above 0, and at most 1.")
+        try: self.shares = np.asarray(shares, dtype=float)
+        except (TypeError, ValueError) as why: raise TranslationError(f"shares is no table of numbers: {why}.") from why
+        wanted = (len(self.source), len(self.target))
+        _check.that(self.shares.shape == wanted, f"The shares have the shape {self.shares.shape}; {wanted} units need as many.")
+        inside = bool(((self.shares >= 0) & (self.shares <= 1 + 1e-6)).all())
+        _check.that(inside, "A share is a number from 0 to 1.")
+        self.links = [(i, j, float(self.shares[i, j])) for i, j in zip(*np.nonzero(self.shares >= least))]
+
+    def __repr__(self) -> str:
+        found: list[list[str]] = [[] for _ in self.target]
+        for i, j, share in sorted(self.links, key=lambda link: -link[2]): found[j].append(f"{self.source[i]} {share:.1f}")
+        return "\n".join(f"{unit}: {', '.join(row) or '-'}" for unit, row in zip(self.target, found))
+
+    def _repr_html_(self) -> str:
+        name = "aligned-" + hashlib.sha256(repr((self.source, self.target, self.shares.round(3).tolist())).encode()).hexdigest()[:8]
+        rules, rows = list[str](), list[str]()
+        for i, j, share in self.links:
+            for a, b in ((f"s{i}", f"t{j}"), (f"t{j}", f"s{i}")):
+                rules.append(f".{name}:has(.{a}:is(:hover,:focus)) .{b}{{background:rgba(255,160,0,{share:.2f})}}")
+        ways = ("s", self.source, self.target, self.links), ("t", self.target, self.source, [(j, i, share) for i, j, share in self.links])
+        for kind, units, others, links in ways:
+            spans = []
+            for k, unit in enumerate(units):
+                partners = ", ".join(f"{others[b]} {share:.2f}" for a, b, share in links if a == k)
+                note = html.escape(partners or "nothing", quote=True)
+                spans.append(f'<span class="{kind}{k}" tabindex="0" title="{note}" style="padding:.1em .15em">{html.escape(unit)}</span>')
+            rows.append(f'<div style="line-height:2">{" ".join(spans)}</div>')
+        return f'<style>{"".join(rules)}</style><div class="{name}">{"".join(rows)}</div>'
 
 # %% ../nbs/71_translation.ipynb #2657464618
 TranslatorKind = Literal["encoder-decoder", "decoder"]

@@ -22,6 +22,7 @@ from lmbook.text_metrics import rouge
 from lmbook.tokenization import ByteTokenizer
 from lmbook.transformer import Transformer, TransformerConfig
 from lmbook.translation import (
+    Aligned,
     PhraseTable,
     Summarizer,
     TranslationError,
@@ -40,6 +41,7 @@ from lmbook.translation import (
     split_units,
     textrank,
 )
+from tests.browser import launched
 from tests.faults import planted
 
 PAIRS = [("红羊", "red goat"), ("红门", "red door"), ("大羊", "big goat"), ("大门在那里。", "the big door is there."),
@@ -166,6 +168,29 @@ def test_phrases_are_few_and_likely_and_copy_what_is_unknown():
     with pytest.raises(TranslationError, match="to no unit"): list(phrase_pairs(["a"], ["b"], [(0, 1)]))
 
 
+@pytest.mark.browser
+def test_the_pointer_shows_what_belongs_together():
+    shown = Aligned(["她", "<把>"], ["She", "hid"], [[0.9, 0.05], [0.0, 0.7]])
+    assert repr(shown) == "She: 她 0.9\nhid: <把> 0.7"
+    other = Aligned(["她"], ["hid"], [[0.0]])
+    assert repr(other) == "hid: -" and 'title="nothing"' in other._repr_html_()
+    with launched() as chrome:
+        page = chrome.new_page()
+        page.set_content(shown._repr_html_() + other._repr_html_())
+
+        def colour(unit: str) -> str:
+            return page.get_by_text(unit, exact=True).first.evaluate("e => getComputedStyle(e).backgroundColor")
+
+        def coloured() -> list[str]: return [unit for unit in ("她", "<把>", "She", "hid") if colour(unit) != "rgba(0, 0, 0, 0)"]
+
+        assert coloured() == []
+        page.get_by_text("She", exact=True).hover()
+        assert coloured() == ["她"] and colour("她") == "rgba(255, 160, 0, 0.9)"
+        page.mouse.move(0, 300)
+        page.get_by_text("<把>", exact=True).focus()
+        assert coloured() == ["hid"]
+
+
 # ---------------------------------------------------------------- a Transformer
 
 
@@ -252,6 +277,9 @@ def test_the_same_seed_the_same_model():
     (lambda t: Translator(Transformer(TransformerConfig(300, 8, 1, 2, kind="encoder")), t.tokenizer), "reads and does not write"),
     (lambda t: Translator(t.model, ByteTokenizer()), "has no <there>"),
     (lambda t: TranslatorConfig(steps=0), "steps"), (lambda t: TranslatorConfig(vocab_size=100), "vocab_size"),
+    (lambda t: Aligned(["a"], ["b"], [[0.5, 0.5]]), "shape"), (lambda t: Aligned(["a"], ["b"], [[1.5]]), "from 0 to 1"),
+    (lambda t: Aligned(["a"], ["b"], [[math.nan]]), "from 0 to 1"), (lambda t: Aligned("a", ["b"], [[1]]), "Give a list"),
+    (lambda t: Aligned(["a"], ["b"], [["x"]]), "no table"), (lambda t: Aligned(["a"], ["b"], [[1]], least=0), "least"),
     (lambda t: Summarizer("best"), "how"), (lambda t: Summarizer(sentences=0), "sentences"),
     (lambda t: best_sentence([], ["a"]), "no sentence"), (lambda t: pagerank(-np.ones((2, 2))), "at least 0"),
     (lambda t: pagerank(np.ones((2, 3))), "shape"), (lambda t: pagerank(np.ones((2, 2)), damping=1.0), "damping"),
