@@ -1,7 +1,8 @@
 """What a machine can say of the book's English and of how its cells look: `python -m tools.prose`, a part of `make lint`.
 
-Four rules, each a function from a notebook to its faults: private and translated words, sentences of more than 40 words, code that does
-not fit on the page, and terms of the glossary that are used before the chapter that explains them without a link to it.
+Five rules, each a function from a notebook to its faults: private and translated words, sentences of more than 40 words, code that does
+not fit on the page, chapters that are spoken of without a link, and terms of the glossary that the book uses before the chapter that
+explains them, without a word or a link.
 A line for each fault says where it is and what to do; the exit status is 1 if there is one. Style itself needs a reader.
 """
 
@@ -53,7 +54,7 @@ WORDS: list[tuple[str, str]] = [
     (r"\bhangs? on\b(?! a\b)", "depends on"),
     (r"\bof like [a-z]+\b", "of similar ..."),
     (r"\bin turns\b", "in turn, or alternately"),
-    (r"\b(?:[Aa]bove|[Aa]gainst|[Bb]efore|[Bb]ehind|[Bb]elow|[Bb]eside|[Bb]etween)(?: (?:each|it|that|them|these|this))? (?:stands?|stood)\b",
+    (r"\b(?:[Aa]bove|[Aa]gainst|[Bb]e(?:fore|hind|low|side|tween))(?: (?:each|it|that|them|these|this))? (?:stands?|stood)\b",
      "the subject first: not 'beside it stands X' but 'X is next to it'"),
     (r"\b(?:here|there) stands?\b", "is, or comes"),
     (r"\b(?:that|which|what) (?:is|are|was|were) (?:none\b|no (?!longer|more|less|better|faster|easier|accident|invention|good|use)[a-z])",
@@ -63,7 +64,7 @@ WORDS: list[tuple[str, str]] = [
     (r"\b(?:whence|thence|thereof|therein|wherein|whereof|hereby|hitherto|lest|ere|nay)\b", "a word that people say"),
     (r"\b(?:informations|softwares|feedbacks|evidences|knowledges|researches|advices|equipments|vocabularys)\b", "no plural"),
     (r"\b(?:an|the) own\b(?! (?:goal|brand))", "its own, or a ... of its own"),
-    (r"\bby the means of\b|\bin the frame of\b|\bin dependence of\b|\bunder the condition that\b", "by means of, as part of, depending on, if"),
+    (r"\bby the means of\b|\bin the frame of\b|\bin dependence of\b|\bunder the condition that\b", "by means of, depending on, if"),
     (r"\bas good as (?:never|nothing|always|all|none)\b", "almost"),
     (r"\b(?:discuss|discusses|discussed) about\b|\bexplain (?:us|me|you) \b|\ballows? to\b", "an object before the verb: 'allows us to'"),
     (r"\btill\b|\bupon\b", "until, on"),
@@ -79,11 +80,10 @@ ALLOWED = {
 # Terms of the glossary that are words of everyday English as well, or have another, plain meaning in earlier chapters ("the value of a
 # field", "a power of two", "a head start"): no pattern can tell which is meant.
 EVERYDAY = set("""
-    advantage bias blank block bound clipped confidence drift expert factor floor forgetting frame greedy head hook judge key
-    layer level lift link mask move network pack parallel passage path pitch place plan policy power precision prompt rank reader
-    recall reduce replay resolution sampling score segment sense shard slope source span stage state strength stride surprise
-    target timeout trace triple typical uncertainty unigram value vocabulary weight weighted weights window worker
-""".split())  # fmt: skip
+    advantage bias blank block clipped confidence expert floor forgetting frame greedy head hook key layer level mask network pack
+    passage pitch policy power precision prompt rank reader recall reduce replay resolution sampling score shortcut slope span
+    strength stride timeout trace triple typical uncertainty value vocabulary weight weighted weights window
+""".split())
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,9 @@ NOT_WORDS = [  # what is read as one mark, and what is read as its text
 ]  # fmt: skip
 ITEM = re.compile(r"^(?:[-*+]|\d+[.)])\s+")
 END = re.compile(r"[.?!]+[\"'”’)*_\]]*\s+(?=[\"'“‘(*_\[]*[A-Z◇\d\u4e00-\u9fff])")  # after it a new sentence may begin
-NO_END = re.compile(r"(?:\b(?:e\.g|i\.e|etc|al|eqs?|sect|sec|fig|vs|cf|no|pp|ch|Dr|Mrs?|St|[A-Z])\.)$")
+NO_END = re.compile(r"(?<![\w-])(?:e\.g|i\.e|al|eqs?|sect?|fig|vs|cf|no|pp|ch|Dr|Mrs?|St|[A-HJ-Z])\.$")  # such a point ends no sentence
+LINK = re.compile(r"(?:\b[Cc]hapters? (?:on|about) )?\[[^\]]*\]\([^)]*\)(?:(?:,| and| to|-)+ ?\[[^\]]*\]\([^)]*\))*")
+CHAPTER = re.compile(r"`\d\d_[a-z_]+(?:\.ipynb)?`|\b[Cc]hapters? \d\d\b|\b[Cc]hapters? (?:on|about) (?:[a-z-]+ ?){1,3}")
 WORD = re.compile(r"[^\W_]+(?:['’.,-][^\W_]+)*")
 
 
@@ -205,6 +207,16 @@ def code(chapter: str, cells: list[Cell]) -> Iterator[Fault]:
         elif len(found) < old: yield Fault(chapter, 0, "allowance", f"{name} grants {old}", f"only {len(found)} are left: say so there")
 
 
+def unlinked(chapter: str, cells: list[Cell]) -> Iterator[Fault]:
+    "A chapter that is spoken of is linked; `17_perplexity`, chapter 17 or the chapter on perplexity is not enough."
+    if not chapter[0].isdigit(): return  # the preface speaks of files
+    for i, cell in enumerate(cells):
+        if cell.kind != "markdown": continue
+        for paragraph in FENCE.sub("", cell.source).split("\n\n"):
+            for match in CHAPTER.finditer(LINK.sub("◇", paragraph)):
+                yield Fault(chapter, i, "chapter", match[0], "link it: [Perplexity](17_perplexity.ipynb)")
+
+
 def uses(term: stage.Term) -> re.Pattern[str]:
     "Where a text speaks of a term: its name, or the plural; capitals count in names such as `Adam` and `BLEU`."
     flags = re.I if term.name[1:].islower() and not term.name[0].isupper() else 0
@@ -229,7 +241,7 @@ def early_terms(book: Book, terms: dict[str, stage.Term]) -> Iterator[Fault]:
             found = next(((i, match, text) for i, text in texts if (match := pattern.search(text))), None)
             if not found: continue
             i, match, text = found
-            marked = re.compile(rf"\*{{1,2}}{pattern.pattern}[.:,]?\*|\]\({term.chapter}\.ipynb", pattern.flags)
+            marked = re.compile(rf"\*[^*\n]*{pattern.pattern}[^*\n]*\*|\]\({term.chapter}\.ipynb", pattern.flags)
             if not any(marked.search(source) for at, source in texts if at <= i):
                 advice = f"the first use of {term.name!r}: link {term.chapter}.ipynb, which explains it, or say there what it is"
                 yield Fault(name, i, "term", text[max(0, match.start() - 30) : match.end() + 20].replace("\n", " "), advice)
@@ -238,7 +250,7 @@ def early_terms(book: Book, terms: dict[str, stage.Term]) -> Iterator[Fault]:
 
 def faults(book: Book) -> list[Fault]:
     "All that the rules find, in reading order."
-    found = [fault for rule in (words, long_sentences, code) for name, cells in book.items() for fault in rule(name, cells)]
+    found = [fault for rule in (words, long_sentences, code, unlinked) for name, cells in book.items() for fault in rule(name, cells)]
     entries = nbformat.from_dict({"cells": [{"cell_type": c.kind, "source": c.source} for c in book.get(stage.GLOSSARY, [])]})
     found += early_terms(book, stage.glossary(entries))
     order = list(book)
