@@ -31,6 +31,8 @@ PLANTED = [
     "The number where it is above zero, and else zero.",
     "But what of a model that shall write?",
     "It hangs on the order of the sums.",
+    "With which probability is it drawn?",
+    "It is kept on the way forward.",
     "Texts of like length are sorted.",
     "We run one and the other, in turns.",
     "Beside it stands the floor.",

@@ -52,6 +52,8 @@ WORDS: list[tuple[str, str]] = [
     (r"(?:\band|[,;]) else\b(?! if\b)", "otherwise"),
     (r"(?<![Ww]e )(?<!\bI )\bshall\b", "should, will, or is to"),
     (r"\bhangs? on\b(?! a\b)", "depends on"),
+    (r"\b(?:[Ww]hich|from which|with which) (?:share|probability)\b", "what share, with what probability"),
+    (r"\bthe way forward\b|\bpass(?:es)? (?:forward|backward)\b", "the forward pass, the backward pass"),
     (r"\bof like [a-z]+\b", "of similar ..."),
     (r"\bin turns\b", "in turn, or alternately"),
     (r"\b(?:[Aa]bove|[Aa]gainst|[Bb]e(?:fore|hind|low|side|tween))(?: (?:each|it|that|them|these|this))? (?:stands?|stood)\b",
