@@ -57,9 +57,10 @@ draft: export ## the same, once and without measuring: for the time of writing
 export: $(STAMP) ## write lmbook/ from the notebooks
 	$(PY) -m tools.notebooks export
 
-lint: $(STAMP) ## ruff over notebooks, package, tests and tools; mypy over the package
+lint: $(STAMP) ## ruff over notebooks, package, tests and tools; mypy over the package; the book's words, sentences and links
 	$(PY) -m ruff check nbs lmbook tests tools docs benchmarks
 	$(PY) -m mypy
+	$(PY) -m tools.prose
 
 clean: ## remove the environment and everything that was built
 	rm -rf $(VENV) docs/_build docs/node_modules build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .quick.json

@@ -24,7 +24,6 @@ from tools.notebooks import reading_order
 
 FIGURE_LIMIT = 100_000  # bytes, decoded
 EXERCISES = 3
-WIDTH = 88  # characters of a line that a page of the site shows
 MODULE = 700  # lines of a module that is read in a sitting
 TOUR = "00_tour"
 IMAGES = ("image/png", "image/svg+xml", "image/jpeg", "image/gif")
@@ -201,23 +200,9 @@ def ids(page: Page) -> Iterator[str]:
     yield from (f"not a valid notebook: {str(error)[:200]}" for error in iter_validate(page.nb))  # `validate` would repair it
 
 
-def folded(cell: NotebookNode) -> bool:
-    "Whether a reader sees its code only on request: the library's version of something, an import, a solution, a plot."
-    return cell.source.startswith("#| export") or "hide-input" in cell.metadata.get("tags", [])
-
-
-def width(page: Page) -> Iterator[str]:
-    "What a reader sees is as wide as the page: 88 characters. Cells that export and cells that are folded may have more."
-    for cell in page.code:
-        if folded(cell): continue
-        for line in cell.source.splitlines():
-            if len(line) > WIDTH and not line.startswith("#|"): yield f"{place(page, cell)}: {len(line)} characters, {line.strip()[:40]!r}"
-
-
 Rule = Callable[[Page], Iterator[str]]
 RULES: list[Rule] = [
     name, title_and_promise, imports, figures, has_figure, exercises, references, self_contained, portable, executed, plain_markdown, ids,
-    width,
 ]  # fmt: skip
 NOT_FOR_THE_UNNUMBERED = {has_figure, exercises, references}
 
@@ -249,14 +234,6 @@ def test_the_number_says_the_part():
     assert begins[0] == 0 and begins == sorted(set(begins)) and [n for n in begins if n % 10] == [28, 49]  # the tens are full
 
 
-# Chapters whose lines are still wider than the page: each leaves this list when it is told again, and none comes onto it.
-NOT_YET_RETOLD = {
-    "10_corpora", "12_cleaning", "13_duplicates", "14_imbalance", "15_tokenization", "16_language_models",
-    "17_perplexity", "18_tokenizer_files", "19_shards", "22_optimizers", "23_batches",
-    "29_embeddings", "30_vectors", "31_recurrent", "32_bilstm", "33_recurrent_lm", "34_seq2seq",
-    "39_alignment", "45_runs",
-    "83_cli",
-}  # fmt: skip
 # Modules that are still longer than a sitting, with the lines that they have: a number here may only fall.
 STILL_LONG: dict[str, int] = {}
 
@@ -265,12 +242,7 @@ STILL_LONG: dict[str, int] = {}
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
 def test_notebook(page, rule):
     if page.stem in UNNUMBERED and rule in NOT_FOR_THE_UNNUMBERED: return
-    if rule is width and page.stem in NOT_YET_RETOLD: return
     assert list(rule(page)) == [], rule.__doc__
-
-
-def test_who_is_within_the_width_leaves_the_list():
-    assert {p.stem for p in PAGES if list(width(p))} == NOT_YET_RETOLD
 
 
 def test_a_module_is_a_sitting_long():
@@ -366,8 +338,6 @@ BROKEN: list[tuple[Rule, str, Callable[[NotebookNode], None], str]] = [
     (figures, "", with_cell(figure(data=base64.b64encode(bytes(100_001)).decode())), "of 100 kB"),
     (figures, "", with_cell(figure(data=f"<svg>{' ' * 100_000}</svg>", mime="image/svg+xml")), "svg+xml of 100 kB"),
     (has_figure, "", field(3, "outputs", []), "no figure"),
-    (width, "", code("x = 1  #" + 81 * "-"), "89 characters"),
-    (width, "", code("#| fig-cap: short\nx = 1\ny = 1  #" + 81 * "-"), "89 characters"),
     (exercises, "", without("**Exercise 1.** Do it.", "Now **Exercise 1.**"), "2 exercises, at least 3"),
     (exercises, "", prose("**Exercise.** Without a check."), "no code cell with an assert after '**Exercise.**"),
     (exercises, "", without("assert f()", "print('assert', f()"), "no code cell with an assert"),

@@ -588,7 +588,8 @@ def test_each_command_calls_what_it_says(project: Project):
     assert project.make("elsewhere", "JOBS=1") == ["-m tools.elsewhere --jobs 1"]
     assert project.make("export") == ["-m tools.notebooks export"]
     quick = project.make("quick")
-    assert quick[0].startswith("-m ruff check") and quick[1:] == ["-m mypy", "-m tools.notebooks check", "-m tools.quick --jobs 2"]
+    assert quick[0].startswith("-m ruff check")
+    assert quick[1:] == ["-m mypy", "-m tools.prose", "-m tools.notebooks check", "-m tools.quick --jobs 2"]
     assert project.make("quick", "ALL=1", "NB=nbs/10_corpora.ipynb")[-1] == "-m tools.quick --jobs 2 --all nbs/10_corpora.ipynb"
     calls = project.make("test")
     assert "-m tools.notebooks check" in calls and any(c.startswith("-m ruff check") for c in calls)
