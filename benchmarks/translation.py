@@ -187,8 +187,9 @@ def tasks(settings: Settings) -> dict[str, Any]:
     learned = [asked(story) for story in world.documents("train", settings.pick(2000, 12))]
     seen = {source for row in learned for source, _ in row.values()}
     rows = [asked(story) for story in world.documents("test", settings.pick(200, 6))]
-    config = TranslatorConfig(vocab_size=settings.pick(1200, 300), d_model=settings.pick(96, 16), context_length=settings.pick(224, 640),
-                              steps=settings.pick(900, 2), batch_size=settings.pick(32, 4))
+    config = TranslatorConfig(vocab_size=settings.pick(1200, 300), d_model=settings.pick(96, 16), n_layer=settings.pick(2, 1),
+                              context_length=settings.pick(224, 640), steps=settings.pick(3000, 2), batch_size=settings.pick(32, 4),
+                              lr=settings.pick(5e-3, 8e-3))
     start = time.process_time()
     model = Translator.fit([pair for row in learned for pair in row.values()], config)
     found: dict[str, Any] = {"stories": len(learned), "parameters": count_parameters(model.model.config),
