@@ -161,7 +161,7 @@ def small_world(settings: Settings) -> dict[str, Any]:
         made_up = [(a, b) for a, b in zip(back.predict(english), english) if a]
         learn("few pairs and English translated back", few * 3 + made_up, seed)
         learn("all pairs", pairs, seed)
-        learn("all pairs, a decoder with a prompt", pairs, seed, kind="decoder", n_layer=5)
+        learn("all pairs, a decoder with a prompt", pairs, seed, kind="decoder", n_layer=2)
     systems = {name: {key: {**mean_sd([row[key] for row in rows]), "each": [row[key] for row in rows]} for key in ("BLEU", "chrF")}
                for name, rows in values.items()}
     return {"few": len(few), "all": len(pairs), "test": len(test), "parameters": sizes, "systems": systems}
