@@ -170,7 +170,7 @@ class Pseudonyms:
         "A text with pseudonyms in place of the names, where they stand as whole words."
         return self._pattern.sub(lambda match: self.of(match[0]), text)
 
-# %% ../nbs/85_protection.ipynb #3de56872d7
+# %% ../nbs/85_protection.ipynb #6d492b9823
 _MAGIC = b"LMBOOK\x01\n"
 _HEADER = len(_MAGIC) + 1 + 4 + 16 + 7  # work, size of a chunk, salt, prefix of the nonces
 _TAG = 16
@@ -262,7 +262,8 @@ def _chunks(path: str | Path, header: bytes, check: bytes, cipher: Any, size: in
         if file.read(len(header) + len(check)) != header + check: raise ProtectionError(f"{path} was written anew while it was read.")
         for number, (piece, last) in enumerate(_pieces(file, size + _TAG)):
             try: opened = cipher.decrypt(_nonce(header, number, last), piece, check)
-            except (wrong, ValueError): raise ProtectionError(f"Chunk {number} of {path} was changed or moved, or the file was cut.") from None
+            except (wrong, ValueError):
+                raise ProtectionError(f"Chunk {number} of {path} was changed or moved, or the file was cut.") from None
             yield opened
 
 

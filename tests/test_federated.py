@@ -146,7 +146,10 @@ def by_hand(rounds: int, steps: int, lr: float, mu: float, server: float, moment
     return w
 
 
-CASES = [(4, 1, 0.1, 0.0, 1.0, 0.0), (4, 7, 0.1, 0.0, 1.0, 0.0), (5, 7, 0.1, 2.0, 1.0, 0.0), (5, 3, 0.2, 0.0, 0.7, 0.6), (6, 4, 0.1, 0.5, 0.5, 0.9)]
+CASES = [
+    (4, 1, 0.1, 0.0, 1.0, 0.0), (4, 7, 0.1, 0.0, 1.0, 0.0), (5, 7, 0.1, 2.0, 1.0, 0.0),
+    (5, 3, 0.2, 0.0, 0.7, 0.6), (6, 4, 0.1, 0.5, 0.5, 0.9),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -326,7 +329,8 @@ def begun(n: int = 3, threshold: int = 2) -> tuple[list[SecureClient], dict[int,
     return clients, {client.number: client.shares(keys) for client in clients}
 
 
-def inbox(sent: dict[int, dict[int, bytes]], number: int) -> dict[int, bytes]: return {i: out[number] for i, out in sent.items() if i != number}
+def inbox(sent: dict[int, dict[int, bytes]], number: int) -> dict[int, bytes]:
+    return {i: out[number] for i, out in sent.items() if i != number}
 
 
 def test_a_client_gives_a_share_of_one_secret_only_and_once():
@@ -385,7 +389,8 @@ def test_a_sum_at_the_edge_is_right_and_beyond_it_refused():
         config = SecureConfig(bits=bits, fraction=fraction)
         limit = 2.0 ** (bits - 1 - fraction) / 4
         for sign in (1, -1):
-            near = {f"c{i}": torch.tensor([sign * (limit - 2.0 ** (30 - fraction - (bits == 32) * 30))], dtype=torch.float64) for i in range(4)}
+            below = torch.tensor([sign * (limit - 2.0 ** ((0 if bits == 32 else 30) - fraction))], dtype=torch.float64)
+            near = {f"c{i}": below for i in range(4)}
             assert torch.equal(secure_sum(near, config).total, plain_total(near))
             for value in (limit, 1e300, float("inf"), float("nan")):
                 refused(secure_sum, near | {"c2": torch.tensor([sign * value], dtype=torch.float64)}, config, says="too large")
