@@ -7,13 +7,13 @@ __all__ = ['Total', 'Phase', 'FederatedError', 'tokens_in', 'Span', 'rebuild_tex
            'Federation', 'split_secret', 'join_secret', 'SecureConfig', 'mask_stream', 'SecureClient', 'SecureResult',
            'secure_sum', 'SecureSum']
 
-# %% ../nbs/84_federated.ipynb #a73a182c80
+# %% ../nbs/84_federated.ipynb #78a3511199
 import copy
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ def tokens_in(
     _check.that(bool(torch.isfinite(size).all()), "The gradient holds numbers that are not finite: nothing can be read off it.")
     return [] if not size.numel() else (size > at_least * size.max()).nonzero().flatten().tolist()
 
-# %% ../nbs/84_federated.ipynb #12abcb1781
+# %% ../nbs/84_federated.ipynb #b2a2df3214
 @dataclass(frozen=True)
 class Span:
     "The directions in which the inputs of a linear layer lay, as its gradient shows them."
@@ -93,7 +93,7 @@ class Span:
 def _layer_inputs(model: Transformer, ids: Tensor, start: int = 0) -> list[Tensor]: # (N, T, D) for each of the first two layers
     "What attention reads in the first two layers, where the rows begin at position `start`."
     seen: list[Tensor] = []
-    blocks = list(model.decoder.blocks)[:2] if model.decoder is not None else []
+    blocks: list[Any] = [] if model.decoder is None else list(cast(Any, model.decoder.blocks))[:2]
     hooks = [block.attention.register_forward_pre_hook(lambda _, given: seen.append(given[0])) for block in blocks]
     try: model.hidden(ids, positions=torch.arange(start, start + ids.shape[1]))
     finally:
@@ -151,7 +151,7 @@ def rebuild_texts(
     one = {tuple(text[:1] if len(set(text)) == 1 else text) for text in texts}  # elsewhere a word again and again looks like the word alone
     return sorted(list(text) for text in one if len(text) > 1 or not any(len(other) > 1 and other[0] == text[0] for other in one))
 
-# %% ../nbs/84_federated.ipynb #90dee2b3a0
+# %% ../nbs/84_federated.ipynb #45cc17ccfb
 @dataclass(frozen=True)
 class FederatedConfig:
     "How clients train together."
@@ -273,7 +273,7 @@ class Federation:
         parameters, at = [p for p in self.model.parameters() if p.requires_grad], 0
         with torch.no_grad():
             for p in parameters:
-                p += (c.server_lr * self._velocity[at : at + p.numel()]).view_as(p).to(p.dtype)
+                p.add_((c.server_lr * self._velocity[at : at + p.numel()]).view_as(p).to(p.dtype))
                 at += p.numel()
         step, share = mean.norm().item(), {name: self.weights[name] / sum(self.weights[n] for n in names) for name in names}
         away = sum((moved[name] - mean).norm().item() for name in names) / len(names) / max(step, 1e-300)
