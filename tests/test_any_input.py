@@ -285,9 +285,10 @@ def known() -> dict[Any, Any]:
     import matplotlib.figure  # noqa: F401 (whoever is stopped while something is imported leaves half of it)
     import torch._dynamo  # noqa: F401
 
-    from lmbook.batches import Examples, TokenStream
+    from lmbook.batches import Batches, Examples, TokenStream
     from lmbook.constraints import ByteMachine, RegexMachine
     from lmbook.core import Box
+    from lmbook.federated import FederatedConfig, Federation, SecureClient, SecureConfig, Span
     from lmbook.finetuning import LabelledTexts, LoraConfig, LoraLinear
     from lmbook.grammar import Grammar
     from lmbook.knowledge import ExtractorConfig, TripleExtractor
@@ -296,6 +297,7 @@ def known() -> dict[Any, Any]:
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
+    from lmbook.protection import Pseudonyms, ShardedModels
     from lmbook.search import Answerer, CrossEncoder, Index
     from lmbook.senses import Captioner, CaptionerConfig, Recognizer, RecognizerConfig, Recording
     from lmbook.small_world import SmallWorld
@@ -355,6 +357,10 @@ def known() -> dict[Any, Any]:
         Summarizer: [Summarizer("lead"), Summarizer(writer=translator)],
         CrossEncoder: [judge], Answerer: [lambda: Answerer(quoted, 0.5, judge)],
         SpanCorruption: [SpanCorruption(marks)], Guesses: [lambda: Guesses(masked, examples)],
+        Federation: [lambda: Federation(fresh(), {"a": copy.deepcopy(examples)}, FederatedConfig(rounds=1))],
+        Batches: [examples], SecureClient: [lambda: SecureClient(1, SecureConfig().encode(torch.ones(3), 2), 2, SecureConfig())],
+        Span: [Span.of(torch.eye(2, 4))], Pseudonyms: [Pseudonyms(["Ann", "Bo"])],
+        ShardedModels: [lambda: ShardedModels([[1, 2], [3]], ["a", "b"], lambda texts, shard: torch.nn.Embedding(9, 9), shards=1)],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
     }  # fmt: skip
 
