@@ -38,8 +38,8 @@ from docs import build, stage
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
 EXTRAS = {
-    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "ray", "book", "docs", "parity", "harness", "compiled", "test",
-    "dev",
+    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "ray", "engines", "book", "docs", "parity", "harness", "compiled",
+    "test", "dev",
 }  # fmt: skip
 NBDEV = {"nbdev": "==2.4.14", "fastcore": "<2", "execnb": "<0.2", "ghapi": "<2"}  # the last that reads settings.ini, and what it needs
 MODULES = sorted(p.stem for p in (ROOT / "lmbook").glob("*.py") if p.stem[0] != "_")
