@@ -98,7 +98,7 @@ def _pack_5(x: np.ndarray) -> np.ndarray:
     d, q = _signed(x, -16)
     return np.hstack([_half(d), np.packbits(q >> 4, 1, bitorder="little"), _pairs(q.reshape(-1, 2, 16) & 15)])
 
-# %% ../nbs/77_gguf.ipynb #dec4ed4f29
+# %% ../nbs/77_gguf.ipynb #d9f0cebdeb
 def _sums(*x: np.ndarray) -> np.ndarray: return math.prod(x[1:], start=x[0]).sum(-1, keepdims=True)
 
 
@@ -219,7 +219,8 @@ def to_blocks(
     if not x.ndim or not x.size or x.shape[-1] % length:
         raise GGUFError(f"{kind} stores {length} numbers at a time: rows of shape {x.shape} are no multiple of it.")
     if not np.isfinite(x).all(): raise GGUFError("There is a NaN or an infinity among the numbers. An engine could do nothing with it.")
-    return _CODES[kind][0](x.reshape(-1, length)).reshape(*x.shape[:-1], -1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused where it would be written
+        return _CODES[kind][0](x.reshape(-1, length)).reshape(*x.shape[:-1], -1)
 
 
 def from_blocks(
@@ -231,7 +232,8 @@ def from_blocks(
     data, size = np.asarray(data), BLOCKS[kind].bytes
     if data.dtype != np.uint8 or not data.ndim or not data.size or data.shape[-1] % size:
         raise GGUFError(f"A block of {kind} has {size} bytes: {data.dtype} of shape {data.shape} is no row of such blocks.")
-    return _CODES[kind][1](data.reshape(-1, size)).astype(np.float32, copy=False).reshape(*data.shape[:-1], -1)
+    with np.errstate(invalid="ignore"):  # a damaged scale may be no number
+        return _CODES[kind][1](data.reshape(-1, size)).astype(np.float32, copy=False).reshape(*data.shape[:-1], -1)
 
 # %% ../nbs/77_gguf.ipynb #d94856d91f
 class GGUFTensor(NamedTuple):
