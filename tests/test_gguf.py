@@ -115,7 +115,7 @@ def test_the_search_is_worth_it():
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("bad", [np.zeros((2, 31)), np.zeros(0), np.array(1.0), np.full((1, 256), np.nan), np.full(256, np.inf), [["a"]]])
+@pytest.mark.parametrize("bad", [np.zeros((2, 31)), np.zeros(0), np.array(1.0), np.full((1, 256), np.nan), np.full(256, np.inf), ["a"]])
 def test_no_blocks(kind: str, bad: Any):
     if kind in ("f32", "f16") and np.shape(bad) == (2, 31): return
     with pytest.raises(GGUFError): to_blocks(bad, kind)
@@ -133,7 +133,8 @@ def test_what_is_too_large_or_too_small(kind: str):
 # ---------------------------------------------------------------- files
 
 FIELDS = {
-    "a text": "山羊 goat", "empty": "", "no": False, "yes": True, "whole": 7, "below": -7, "large": 1 << 40, "small": -(1 << 40), "part": 0.25,
+    "a text": "山羊 goat", "empty": "", "no": False, "yes": True, "whole": 7, "below": -7, "large": 1 << 40, "small": -(1 << 40),
+    "part": 0.25,
     "texts": ["a", "", "长"], "wholes": [1, -2, 3], "larges": [1, 1 << 40], "parts": [0.5, -1.0], "truths": [True, False], "none": [],
 }  # fmt: skip
 
@@ -289,15 +290,22 @@ def test_what_is_no_file(tmp_path: Path):
 # ---------------------------------------------------------------- planted
 
 
+def bytes_of(kind: str) -> Any: return lambda module: test_blocks_are_those_of_the_package_byte_for_byte(kind, 0, module)
+def read_as(kind: str) -> Any: return lambda module: test_any_bytes_are_read_as_the_package_reads_them(kind, module)
+
+
+SWAPPED = "((first, rest >> 4), (second, rest & 15))"
+
+
 @pytest.mark.parametrize(("old", "new", "check"), [
-    ("return (q[:, 0] | q[:, 1] << 4)", "return (q[:, 1] | q[:, 0] << 4)", lambda m: test_blocks_are_those_of_the_package_byte_for_byte("q4_0", 0, m)),
-    ("d, q = _signed(x, -8)", "d, q = _signed(x, -7)", lambda m: test_blocks_are_those_of_the_package_byte_for_byte("q4_0", 0, m)),
+    ("return (q[:, 0] | q[:, 1] << 4)", "return (q[:, 1] | q[:, 0] << 4)", bytes_of("q4_0")),
+    ("d, q = _signed(x, -8)", "d, q = _signed(x, -7)", bytes_of("q4_0")),
     ("_away(x * _over(1, d)).astype(np.int8)", "np.rint(x * _over(1, d)).astype(np.int8)", None),
-    ("np.packbits(q >> 4, 1, bitorder=\"little\")", "np.packbits(q >> 4, 1)", lambda m: test_blocks_are_those_of_the_package_byte_for_byte("q5_0", 0, m)),
-    ("((first, rest & 15), (second, rest >> 4))", "((first, rest >> 4), (second, rest & 15))", lambda m: test_any_bytes_are_read_as_the_package_reads_them("q4_k", m)),
-    ("- np.int8(32)", "- np.int8(31)", lambda m: test_any_bytes_are_read_as_the_package_reads_them("q6_k", m)),
-    ("np.where(m > 0, _over(sxq, sqq), d)", "d", lambda m: test_the_search_is_that_of_llama_cpp(m)),
-    ("np.float32(14 + .1 * step)", "np.float32(15)", lambda m: test_the_search_is_that_of_llama_cpp(m)),
+    ("np.packbits(q >> 4, 1, bitorder=\"little\")", "np.packbits(q >> 4, 1)", bytes_of("q5_0")),
+    ("((first, rest & 15), (second, rest >> 4))", SWAPPED, read_as("q4_k")),
+    ("- np.int8(32)", "- np.int8(31)", read_as("q6_k")),
+    ("np.where(m > 0, _over(sxq, sqq), d)", "d", test_the_search_is_that_of_llama_cpp),
+    ("np.float32(14 + .1 * step)", "np.float32(15)", test_the_search_is_that_of_llama_cpp),
 ])  # fmt: skip
 def test_a_fault_in_the_blocks_is_noticed(old, new, check, monkeypatch):
     faulty = planted(ours, old, new, monkeypatch)
