@@ -3,7 +3,7 @@
     python -m benchmarks.engines
 
 A model of Small World, three seeds. Each is written for llama.cpp, ONNX Runtime and CTranslate2, in each way of storing its matrices. For
-each file: its size; the loss in nats a story above that of the unrounded model, by our own program with the numbers that stand in the file; the
+each file: its size; the loss in nats a story above that of the unrounded model, by our own program with the numbers in the file; the
 share of twenty greedy texts (one for each given name) in which the engine writes what our program writes with these numbers; and the tokens
 a second of the engine on one thread, writing 100 tokens after a prompt, by turns with our own `generate`.
 
@@ -39,7 +39,8 @@ BENCHMARK = Benchmark(
     options=[Option("rounds", 5, dry=1, help="rounds in which all engines take turns")],
 )  # fmt: skip
 WORLD = SmallWorld(SmallWorldConfig(limit=20, names=8))
-Write = Callable[[list[int], int], list[int]]  # a prompt, and how many tokens to write
+Write = Callable[[list[int], int], list[int]]  # from a prompt, and how many tokens to write at most, to what was written before <eos>
+EOS = 2
 
 
 def trained(seed: int, tokenizer: BPE, settings: Settings) -> Transformer:
@@ -58,7 +59,7 @@ def trained(seed: int, tokenizer: BPE, settings: Settings) -> Transformer:
 
 def ours(model: Transformer) -> Write:
     def write(ids: list[int], n: int) -> list[int]:
-        return generate(model, ids, SamplingConfig(temperature=0, max_new_tokens=n, eos_id=-1))[0]
+        return [id for id in generate(model, ids, SamplingConfig(temperature=0, max_new_tokens=n, eos_id=EOS))[0] if id != EOS]
 
     return write
 
@@ -79,7 +80,8 @@ def onnx_engine(path: Path, model: Transformer) -> Write:
             logits, *kept = session.run(None, {"ids": np.array([written[-1:] or ids]), **past})
             past = dict(zip(names, kept))
             written.append(int(logits[0, -1].argmax()))
-        return written
+            if written[-1] == EOS: break
+        return [id for id in written if id != EOS]
 
     return write
 
@@ -90,8 +92,8 @@ def ctranslate2_engine(path: Path, words: list[str], compute: str) -> Write:
     engine = ctranslate2.Generator(str(path), compute_type=compute, intra_threads=1)
 
     def write(ids: list[int], n: int) -> list[int]:
-        told: dict[str, Any] = {"max_length": n, "sampling_topk": 1, "include_prompt_in_result": False, "end_token": []}
-        return engine.generate_batch([[words[id] for id in ids]], **told)[0].sequences_ids[0]
+        told: dict[str, Any] = {"max_length": n, "sampling_topk": 1, "include_prompt_in_result": False}
+        return [id for id in engine.generate_batch([[words[id] for id in ids]], **told)[0].sequences_ids[0] if id != EOS]
 
     return write
 
@@ -106,10 +108,10 @@ def llama_engine(path: Path) -> Write:
     server = xllamacpp.Server(params)
 
     def write(ids: list[int], n: int) -> list[int]:
-        told = {"prompt": ids, "n_predict": n, "temperature": 0, "return_tokens": True, "ignore_eos": True, "cache_prompt": False}
+        told = {"prompt": ids, "n_predict": n, "temperature": 0, "return_tokens": True, "cache_prompt": False}
         body, kind = json.dumps(told).encode(), {"Content-Type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(f"{server.listening_address}/completion", body, kind)) as answer:
-            return json.loads(answer.read())["tokens"]
+            return [id for id in json.loads(answer.read())["tokens"] if id != EOS]
 
     return write
 
@@ -165,7 +167,7 @@ def engines(settings: Settings) -> list[dict[str, Any]]:
                 if key not in ways: continue
                 same = [ways[key](prompt, n) == ours(held)(prompt, n) for prompt in prompts]
                 row.setdefault("same text", []).append(sum(same) / len(same))
-                row.setdefault("tokens a second", []).append(n / times[str(key)])
+                row.setdefault("tokens a second", []).append(len(ways[key](prompts[0], n)) / times[str(key)])
     return [{"engine": engine, "stored": kind, **{name: mean_sd(values) for name, values in row.items()}}
             for (engine, kind), row in found.items()]
 

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Engine', 'Stored', 'STORED', 'EngineError', 'load_gguf', 'onnx_model', 'Exported', 'export_model']
 
-# %% ../nbs/79_engines.ipynb #456a52ee1f
+# %% ../nbs/79_engines.ipynb #e6c65c433c
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -383,7 +384,7 @@ def onnx_model(
     onnx.checker.check_model(made)
     return made
 
-# %% ../nbs/79_engines.ipynb #b19037f02c
+# %% ../nbs/79_engines.ipynb #f9e8046122
 _GATES = {"swiglu": "SWISH", "geglu": "GELU", "geglu_tanh": "GELUTanh"}  # our gates, and CTranslate2's names of them
 
 
@@ -460,7 +461,7 @@ def export_model(
     _check.choice("to", to, STORED)
     if quantize not in STORED[to]: raise EngineError(f"{to} has no quantize={quantize!r}. It has: {', '.join(STORED[to])}.")
     path = usable_path(path, EngineError)
-    if path.exists() or path.is_symlink(): raise EngineError(f"{path} exists, and is not replaced. Give another name, or take it away.")
+    if os.path.lexists(path): raise EngineError(f"{path} exists, and is not replaced. Give another name, or take it away.")
     model, tokenizer = _source(source, tokenizer)
     c, notes = model.config, list[str]()
     if tokenizer is not None and tokenizer.vocab_size > c.vocab_size:

@@ -235,7 +235,7 @@ def from_blocks(
     with np.errstate(invalid="ignore"):  # a damaged scale may be no number
         return _CODES[kind][1](data.reshape(-1, size)).astype(np.float32, copy=False).reshape(*data.shape[:-1], -1)
 
-# %% ../nbs/77_gguf.ipynb #d94856d91f
+# %% ../nbs/77_gguf.ipynb #0355f9144e
 class GGUFTensor(NamedTuple):
     "A tensor as it stands in a file."
 
@@ -245,7 +245,9 @@ class GGUFTensor(NamedTuple):
 
     def numbers(self) -> np.ndarray: # of `shape`, float32
         "The numbers that its blocks stand for."
-        return from_blocks(self.data.reshape(*self.shape[:-1], -1), self.kind).reshape(self.shape)
+        try: return from_blocks(self.data.reshape(*self.shape[:-1], -1), self.kind).reshape(self.shape)
+        except (ValueError, IndexError) as why:
+            raise GGUFError(f"{self.data.size:,} bytes of {self.kind} are no tensor of shape {self.shape}: {why}.") from why
 
 
 @dataclass(frozen=True)
@@ -274,7 +276,7 @@ def _type_of(value: Any, name: str, inside: bool = False) -> int:
     if isinstance(value, bool): return 7
     if isinstance(value, int) and -(1 << 63) <= value < 1 << 63:
         return 11 if not -(1 << 31) <= value < 1 << 31 else 5 if inside or value < 0 else 4
-    if isinstance(value, float): return 6
+    if isinstance(value, float): return 12 if 3.4e38 < abs(value) < math.inf else 6
     if isinstance(value, str): return _TEXT
     if isinstance(value, list | tuple) and not inside: return _LIST
     raise GGUFError(f"{name} is {type(value).__name__}: a field is a number, a text, true or false, or a list of one of these.")
@@ -284,7 +286,8 @@ def _value(value: Any, kind: int, name: str) -> bytes:
     if kind == _TEXT: return _text(value)
     if kind != _LIST: return struct.pack("<" + _SCALARS[kind], value)
     kinds = {_type_of(item, name, inside=True) for item in value} or {_TEXT}
-    if kinds == {5, 11}: kinds = {11}
+    for narrow, wide in ((5, 11), (6, 12)):
+        if kinds == {narrow, wide}: kinds = {wide}
     if len(kinds) > 1: raise GGUFError(f"{name} mixes kinds of values: a list has one.")
     [one] = kinds
     return struct.pack("<IQ", one, len(value)) + b"".join(_value(item, one, name) for item in value)
@@ -305,8 +308,8 @@ def write_gguf(
     for name, tensor in tensors.items():
         block = BLOCKS[tensor.kind]
         size, rows = tensor.data.size, math.prod(tensor.shape)
-        good = 1 <= len(tensor.shape) <= 4 and tensor.data.dtype == np.uint8 and not tensor.shape[-1] % block.length
-        if not good or size * block.length != rows * block.bytes or not size:
+        good = 1 <= len(tensor.shape) <= 4 and min(tensor.shape) > 0 and not tensor.shape[-1] % block.length
+        if not good or tensor.data.dtype != np.uint8 or size * block.length != rows * block.bytes or not size:
             raise GGUFError(f"{name} has {size:,} bytes of {tensor.kind}, which are no tensor of shape {tensor.shape}.")
         table += _text(name) + struct.pack(f"<I{len(tensor.shape)}QIQ", len(tensor.shape), *tensor.shape[::-1], block.number, at)
         at += _padded(size, alignment)
@@ -384,8 +387,8 @@ def read_gguf(
     cursor.at = 4
     [version] = cursor.numbers("I", "the header")
     if version not in (2, 3):
-        why = " It was written in the other byte order." if version & 0xFFFF == 0 else ""
-        raise GGUFError(f"{path} says that it is version {version} of GGUF; 2 and 3 are read here.{why}")
+        order = " It was written in the other byte order." if version & 0xFFFF == 0 else ""
+        raise GGUFError(f"{path} says that it is version {version} of GGUF; 2 and 3 are read here.{order}")
     n_tensors, n_fields = cursor.numbers("QQ", "the header")
     fields: dict[str, Any] = {}
     for i in range(n_fields):

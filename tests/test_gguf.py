@@ -134,8 +134,9 @@ def test_what_is_too_large_or_too_small(kind: str):
 
 FIELDS = {
     "a text": "山羊 goat", "empty": "", "no": False, "yes": True, "whole": 7, "below": -7, "large": 1 << 40, "small": -(1 << 40),
-    "part": 0.25,
-    "texts": ["a", "", "长"], "wholes": [1, -2, 3], "larges": [1, 1 << 40], "parts": [0.5, -1.0], "truths": [True, False], "none": [],
+    "part": 0.25, "vast": 1e300, "endless": float("inf"),
+    "texts": ["a", "", "长"], "wholes": [1, -2, 3], "larges": [1, 1 << 40], "parts": [0.5, -1.0],
+    "far apart": [1e-3, 1e300], "truths": [True, False], "none": [],
 }  # fmt: skip
 
 
