@@ -384,7 +384,7 @@ def onnx_model(
     onnx.checker.check_model(made)
     return made
 
-# %% ../nbs/79_engines.ipynb #f9e8046122
+# %% ../nbs/79_engines.ipynb #9c659dfde0
 _GATES = {"swiglu": "SWISH", "geglu": "GELU", "geglu_tanh": "GELUTanh"}  # our gates, and CTranslate2's names of them
 
 
@@ -489,6 +489,7 @@ def export_model(
     tensors, others = _gguf_parts(model, kind)
     for other, rows in sorted(others.items()):
         sizes = " and ".join(map(str, sorted(set(rows))))
-        notes.append(f"{len(rows)} matrices are stored as {other}: rows of {sizes} numbers are no multiple of {BLOCKS[kind].length}")
+        are = "1 matrix is" if len(rows) == 1 else f"{len(rows)} matrices are"
+        notes.append(f"{are} stored as {other}: rows of {sizes} numbers are no multiple of {BLOCKS[kind].length}")
     write_gguf(path, fields, tensors)
     return Exported(path, path.stat().st_size, tuple(notes))

@@ -235,7 +235,7 @@ def from_blocks(
     with np.errstate(invalid="ignore"):  # a damaged scale may be no number
         return _CODES[kind][1](data.reshape(-1, size)).astype(np.float32, copy=False).reshape(*data.shape[:-1], -1)
 
-# %% ../nbs/77_gguf.ipynb #0355f9144e
+# %% ../nbs/77_gguf.ipynb #2b15a81485
 class GGUFTensor(NamedTuple):
     "A tensor as it stands in a file."
 
@@ -306,6 +306,7 @@ def write_gguf(
     if not isinstance(alignment, int) or isinstance(alignment, bool) or not 8 <= alignment <= 1 << 20 or alignment & (alignment - 1):
         raise GGUFError(f"general.alignment={alignment!r} must be a power of two, from 8 to 2**20.")
     for name, tensor in tensors.items():
+        _check.choice("kind", tensor.kind, BLOCKS)
         block = BLOCKS[tensor.kind]
         size, rows = tensor.data.size, math.prod(tensor.shape)
         good = 1 <= len(tensor.shape) <= 4 and min(tensor.shape) > 0 and not tensor.shape[-1] % block.length

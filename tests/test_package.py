@@ -350,7 +350,7 @@ def test_the_extras_build_on_each_other():
     below = {extra: {e for r in requirements(extra) if r.name == "lmbook" for e in r.extras} for extra in EXTRAS}
     assert below["cleaning"] == {"corpora"} and below["ray"] == {"cleaning"}
     assert (
-        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed"}
+        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed", "engines"}
         and below["test"] == {"book", "parity", "ray", "harness"}
         and below["dev"] == {"book", "docs", "test"}
     )
