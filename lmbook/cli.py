@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['main']
 
-# %% ../nbs/83_cli.ipynb #a22b68c967
+# %% ../nbs/83_cli.ipynb #06d507d4b0
 import argparse
 import io
 import json
@@ -20,6 +20,7 @@ from typing import Any, get_args, get_type_hints
 from . import __version__
 from .constraints import regex_constraint
 from .core import Check, LmbookError
+from .engines import STORED, export_model
 from .generation import SamplingConfig
 from .runs import Run, RunConfig, RunError, load_run, sort_settings, train_run
 from .scaling import GPUS, plan
@@ -28,7 +29,7 @@ from .tokenizer_files import load_tokenizer
 from .batches import write_tokens
 from .transformer import PRESETS
 
-# %% ../nbs/83_cli.ipynb #81a6bb7559
+# %% ../nbs/83_cli.ipynb #97b24103e7
 _DEFAULT = RunConfig()
 _BY = get_args(get_type_hints(SourceConfig)["by"])
 _FOLDER = "of a run; or of a GPT-2 or Llama model with its tokenizer.json"
@@ -124,7 +125,16 @@ def _plan_options(command: argparse.ArgumentParser) -> None:
     add("--utilisation", type=float, default=0.4, metavar="SHARE", help=f"of the GPU's peak that is reached {_SHOWN}")
     add("--unique", type=float, metavar="TOKENS", help="how much text there is; it is read again where it is too short (default: enough)")
 
-# %% ../nbs/83_cli.ipynb #0dcf6204d5
+
+def _export_options(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    kinds = "; ".join(f"{engine}: {' '.join(stored)}" for engine, stored in STORED.items())
+    add("folder", help=_FOLDER)
+    add("--to", default="gguf", choices=list(STORED), help=f"llama.cpp and its kin, ONNX Runtime, or CTranslate2 (a folder) {_SHOWN}")
+    add("--quantize", default="f32", metavar="KIND", help=f"how matrices are stored. {kinds} {_SHOWN}")
+    add("--out", metavar="PATH", help="of the file or folder, which is not there yet (default: here, named after the run)")
+
+# %% ../nbs/83_cli.ipynb #1acf08fb50
 def _to_stderr(line: str) -> None: print(line, file=sys.stderr, flush=True)
 
 
@@ -277,10 +287,17 @@ def _tokenize(args: argparse.Namespace) -> None:
     _to_stderr(f"{len(ids):,} tokens, {characters:,} characters, {size:,} bytes: {size / max(1, len(ids)):.2f} bytes a token")
 
 
+def _export(args: argparse.Namespace) -> None:
+    name = f"{os.path.basename(os.path.abspath(args.folder))}-{args.quantize}"
+    done = export_model(args.folder, args.out or name + ("" if args.to == "ctranslate2" else f".{args.to}"), args.to, args.quantize)
+    for note in done.notes: _to_stderr(f"note: {note}")
+    print(f"{done.path}: {done.bytes:,} bytes")
+
+
 def _plan(args: argparse.Namespace) -> None:
     print(plan(args.gpus, args.hours, args.gpu, utilisation=args.utilisation, unique=args.unique))
 
-# %% ../nbs/83_cli.ipynb #168adb15d0
+# %% ../nbs/83_cli.ipynb #7f38cf8656
 _COMMANDS = {  # name: what it does, an example, its options, and the function that does it
     "train": (
         "train a model on a text",
@@ -307,6 +324,12 @@ _COMMANDS = {  # name: what it does, an example, its options, and the function t
         'lmbook tokenize runs/novel "It was a dark night."',
         _tokenize_options,
         _tokenize,
+    ),
+    "export": (
+        "write a model for another program: llama.cpp, ONNX Runtime, CTranslate2",
+        "lmbook export runs/novel --to gguf --quantize q4_k",
+        _export_options,
+        _export,
     ),
     "plan": (
         "say what to train on some GPUs in some hours",

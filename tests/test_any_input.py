@@ -58,6 +58,7 @@ VALID: dict[str, tuple[list[str], list[str]]] = {  # words by place, and options
     "generate": (["run"], ["--tokens", "2"]),
     "evaluate": (["run"], ["--text", "mine.txt", "--megabytes", "0.001"]),
     "tokenize": (["run", "a text"], []),
+    "export": (["run"], ["--out", "new"]),
     "plan": ([], ["--hours", "24"]),
 }
 FIELDS = [f"{field}={value}" for field in any_input.settings_of_a_run() for value in (*NUMBERS, "null",

@@ -19,6 +19,7 @@ from lmbook.batches import open_tokens
 from lmbook.checkpoints import latest
 from lmbook.cli import main
 from lmbook.core import LmbookError
+from lmbook.engines import load_gguf
 from lmbook.generation import SamplingConfig
 from lmbook.pretrained import save_pretrained
 from lmbook.runs import load_run, make_tokenizer, train_run
@@ -84,8 +85,9 @@ def test_the_command_from_nothing_to_text(text: Path, tmp_path: Path):
 
 def test_help_names_every_command_and_a_wrong_one_is_code_2():
     done = call("--help")
-    assert done.returncode == 0 and all(word in done.stdout for word in ("train", "generate", "evaluate", "tokenize", "plan"))
-    for command in ("train", "generate", "evaluate", "tokenize", "plan"): assert "for example:  lmbook" in call(command, "--help").stdout
+    commands = ("train", "generate", "evaluate", "tokenize", "export", "plan")
+    assert done.returncode == 0 and all(word in done.stdout for word in commands)
+    for command in commands: assert "for example:  lmbook" in call(command, "--help").stdout
     assert call("trian").returncode == 2 and call("train").returncode == 2 and call().returncode == 2
     assert call("--version").stdout.startswith("lmbook 0.")
 
@@ -97,6 +99,25 @@ def test_plan(capsys: pytest.CaptureFixture):
     assert "hours=0.0 must be above 0" in fails(capsys, "plan", "--hours", "0")
     assert "gpus=0 must be a whole number" in fails(capsys, "plan", "--hours", "1", "--gpus", "0")
     assert main(["plan"]) == 2 and main(["plan", "--hours", "soon"]) == 2
+
+
+def test_export(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(folder), "--quantize", "q4_k"]) == 0
+    out, err = capsys.readouterr()
+    size = (tmp_path / "mine-q4_k.gguf").stat().st_size
+    assert out == f"mine-q4_k.gguf: {size:,} bytes\n" and "note: 1 matrix is stored as f16: rows of 88" in err
+    assert "note: 7 matrices are stored as q5_0: rows of 32 numbers are no multiple of 256" in err
+    ids = torch.tensor([load_tokenizer(folder).encode("The cat", bos=True)])
+    whole, rounded = load_run(folder, "cpu").model(ids), load_gguf(tmp_path / "mine-q4_k.gguf")(ids)
+    assert 0 < (whole - rounded).abs().max() < 1
+    assert main(["export", str(folder), "--to", "onnx", "--out", "a/model.onnx"]) == 0 and (tmp_path / "a" / "model.onnx").is_file()
+    assert main(["export", str(folder), "--to", "ctranslate2", "--quantize", "int8"]) == 0 and (tmp_path / "mine-int8").is_dir()
+    before = sorted(tmp_path.rglob("*"))
+    assert "exists, and is not replaced" in fails(capsys, "export", folder, "--quantize", "q4_k")
+    assert "onnx has no quantize='q4_k'. It has: f32, int8." in fails(capsys, "export", folder, "--to", "onnx", "--quantize", "q4_k")
+    assert "There is no folder" in fails(capsys, "export", tmp_path / "none")
+    assert main(["export", str(folder), "--to", "tflite"]) == 2 and sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such pipe")

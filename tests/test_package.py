@@ -38,7 +38,8 @@ from docs import build, stage
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
 EXTRAS = {
-    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "book", "docs", "parity", "harness", "compiled",
+    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "engines", "book", "docs", "parity", "harness",
+    "compiled",
     "test", "dev",
 }  # fmt: skip
 NBDEV = {"nbdev": "==2.4.14", "fastcore": "<2", "execnb": "<0.2", "ghapi": "<2"}  # the last that reads settings.ini, and what it needs
@@ -350,7 +351,7 @@ def test_the_extras_build_on_each_other():
     below = {extra: {e for r in requirements(extra) if r.name == "lmbook" for e in r.extras} for extra in EXTRAS}
     assert below["cleaning"] == {"corpora"} and below["ray"] == {"cleaning"}
     assert (
-        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed", "privacy"}
+        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed", "privacy", "engines"}
         and below["test"] == {"book", "parity", "ray", "harness"}
         and below["dev"] == {"book", "docs", "test"}
     )
