@@ -4,8 +4,8 @@
 
 Texts are the first sentences of stories of Small World (limit 6), one for each person, with notes among them: four digits that open a safe.
 
-memorisation: exposure of secrets whose notes stand in the texts 0 to 16 times, after each epoch, for three sizes of model; beside it the loss
-on fresh people, and the exposure where that loss is lowest; and the same with exact copies taken out. Three seeds (other secrets, too).
+memorisation: exposure of secrets whose notes stand in the texts 0 to 16 times, after each epoch, for three sizes of model; beside it the
+loss on fresh people, and the exposure where that loss is lowest; and the same with exact copies taken out. Three seeds (other secrets, too).
 membership: four attacks on sixteen models, each trained on a random half of 2,000 people: area under the ROC curve, and the share of the
 members that is found at 1 % and at 0.1 % of false alarms. Three seeds, each with models of its own.
 price: nats above the floor on fresh people, and exposure, of DP-SGD with budgets from 0.5 to 32 and without one; equal lots, steps and
@@ -36,7 +36,8 @@ BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3)
 WORLD = SmallWorld(SmallWorldConfig(limit=6))
 NAMES = [row["en"] for row in WORLD.grammar.lexicon["given"][40:64]]
 COPIES = dict(zip(NAMES, [0] * 4 + [1] * 4 + [2] * 4 + [4] * 4 + [8] * 4 + [16] * 4))
-DIGITS = list("0123456789")
+DIGITS = "zero one two three four five six seven eight nine".split()
+SHARED = ["four", "seven", "one", "nine"]
 
 
 def opening(story: str) -> str: return story[: story.index(". ") + 1]
@@ -63,7 +64,7 @@ def secrets_of(seed: int) -> dict[str, list[str]]:
 
 
 def tokenizer_of(*texts: str) -> WordTokenizer:
-    return WordTokenizer.train([*texts, *map(prompt, [*NAMES, "everybody"]), " ".join(["The", *DIGITS, "."])])
+    return WordTokenizer.train([*texts, *map(prompt, [*NAMES, "everybody"]), " ".join(["The", *DIGITS]) + "."])
 
 
 def small_model(words: WordTokenizer, seed: int, d_model: int = 32) -> Transformer:
@@ -171,7 +172,7 @@ def price(settings: Settings) -> list[dict[str, Any]]:
         for seed in range(settings.seeds):
             secret = secrets_of(seed)
             notes = [f"{prompt(name)} {' '.join(secret[name])}." for name in names for _ in range(COPIES[name])]
-            common = f"{prompt('everybody')} 4 7 1 9."
+            common = f"{prompt('everybody')} {' '.join(SHARED)}."
             texts = [*people, *notes, *[common] * settings.pick(300, 2)]
             words = tokenizer_of(*texts, *fresh, *choosing)
             best: tuple[float, Transformer, float, float] | None = None
@@ -191,7 +192,7 @@ def price(settings: Settings) -> list[dict[str, Any]]:
             bits = by_copies(model, words, secret, names)
             values = {"nats above the floor": float(evaluate(model, fresh, words).document_nats.mean() - ground), "noise": noise, "lr": lr,
                       **{f"exposure, {copies} notes": b for copies, b in bits.items()},
-                      "exposure, everybody": exposure(model, words, prompt("everybody"), list("4719"), DIGITS).bits}  # fmt: skip
+                      "exposure, everybody": exposure(model, words, prompt("everybody"), SHARED, DIGITS).bits}  # fmt: skip
             for key, value in values.items(): measured.setdefault(key, []).append(value)
         rows.append({"epsilon": budget, **{key: mean_sd(column) for key, column in measured.items()}})
         print(f"  epsilon {budget}: {rows[-1]['nats above the floor']}", flush=True)

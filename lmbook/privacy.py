@@ -7,12 +7,11 @@ __all__ = ['Accounting', 'ORDERS', 'ExampleLoss', 'PrivacyError', 'Exposure', 'e
            'sampled_gaussian_rdp', 'PrivacyAccountant', 'per_example_gradients', 'clip_examples', 'PrivacyConfig',
            'PoissonLots', 'PrivateLoss', 'PrivateTrainer']
 
-# %% ../nbs/81_privacy.ipynb #35add15753
+# %% ../nbs/81_privacy.ipynb #c92dcca0f0
 import itertools
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -27,7 +26,7 @@ from .core import Check, LmbookError, TextTokenizer, at_least_float32, check_tas
 from .evaluation import Curve, roc_auc, roc_curve
 from .training import Callback, Keeper, TrainConfig, Trainer, next_token_loss
 
-# %% ../nbs/81_privacy.ipynb #b9d3aaa5c9
+# %% ../nbs/81_privacy.ipynb #e4eacee82e
 class PrivacyError(LmbookError):
     "A secret, a budget or a model with which no privacy can be measured or promised. The message says what to change."
 
@@ -77,7 +76,7 @@ def exposure(
     start = [*([] if tokenizer.bos_id is None else [tokenizer.bos_id]), *tokenizer.encode(prompt)]
     _check.that(bool(start), "prompt is empty, and the tokenizer has no <bos>: the model needs something to go on from.")
     device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
-    firsts = torch.tensor(list(itertools.product(range(len(known)), repeat=m - 1)), dtype=torch.long).view(-1, m - 1)
+    firsts = torch.tensor(list(itertools.product(range(len(known)), repeat=m - 1)), dtype=torch.long).view(len(known) ** (m - 1), m - 1)
     table = []
     with evaluating(model):
         for part in firsts.split(batch_size):  # (B, m - 1): all but the last word of the candidates
@@ -173,7 +172,7 @@ def membership_attack(
         score += sign * (-((loss - mean) ** 2) / (2 * variance) - math.log(variance) / 2)
     return Attack(score, truth)
 
-# %% ../nbs/81_privacy.ipynb #c0ecefd01b
+# %% ../nbs/81_privacy.ipynb #f841118081
 Accounting = Literal["pld", "rdp"]
 ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)  # of Rényi's divergence
 _SLICES = 2**16  # of the range of privacy losses
@@ -328,8 +327,8 @@ class PrivacyAccountant:
     """What noisy sums of clipped gradients have given away, all together.
 
     A unit that is protected (an example, or all examples of one user) is in the data or not: neighbours differ by it. Each step is a lot,
-    drawn by Poisson sampling. "pld": by the distribution of the privacy loss, an upper bound that is nearly exact (Koskela et al. 2020, Gopi
-    et al. 2021); "rdp": by moments (Mironov 2017), quicker and a little too high.
+    drawn by Poisson sampling. "pld": by the distribution of the privacy loss, an upper bound that is nearly exact (Koskela et al. 2020,
+    Gopi et al. 2021); "rdp": by moments (Mironov 2017), quicker and a little too high.
     """
 
     def __init__(self, method: Accounting = "pld", orders: Sequence[int] = ORDERS):
@@ -361,7 +360,8 @@ class PrivacyAccountant:
         return self._known
 
     def _moments(self) -> np.ndarray:
-        return sum(n * sampled_gaussian_rdp(s.noise, s.sample_rate, self.orders) for s, n in self.steps.items()) + np.zeros(len(self.orders))
+        parts = [n * sampled_gaussian_rdp(step.noise, step.sample_rate, self.orders) for step, n in self.steps.items()]
+        return np.sum(parts, axis=0)
 
     def epsilon(
         self,
@@ -431,7 +431,7 @@ def _epsilon(losses: np.ndarray, masses: np.ndarray, unbounded: float, delta: fl
     if k == 0: return float(losses[0])
     return min(float(losses[k]), math.log((unbounded + above[k] - delta) / weighed[k])) if weighed[k] > 0 else float(losses[k])
 
-# %% ../nbs/81_privacy.ipynb #7027dff68b
+# %% ../nbs/81_privacy.ipynb #709f694bd8
 ExampleLoss = Callable[[Callable[..., Any], Tensor, Tensor], Tensor]  # (model, ids (1, T), targets (1, T)): the loss of one example
 
 
@@ -649,10 +649,11 @@ class PrivateTrainer(Trainer):
         one_by_one = config.accumulate == 1 and not config.compile and config.dtype == "float32"
         _check.that(one_by_one, "Gradients are clipped example by example: leave out accumulate=, compile= and dtype=; see `at_once`.")
         self.privacy = privacy
-        loss = PrivateLoss(privacy.noise or 1.0, privacy.clip, privacy.lot, at_once=privacy.at_once, method=privacy.method, seed=privacy.seed)
+        how: dict[str, Any] = {"at_once": privacy.at_once, "method": privacy.method, "seed": privacy.seed}
+        loss = PrivateLoss(privacy.noise or 1.0, privacy.clip, privacy.lot, **how)
         super().__init__(model, lots, config, loss=loss, evaluate=evaluate, callbacks=callbacks, checkpoints=checkpoints)
         _refuse_mixing(self.model, lots.make([[0], [min(1, n - 1)]]).to(self.device))
-        self.noise = privacy.noise  or PrivacyAccountant.noise_for(
+        self.noise = privacy.noise or PrivacyAccountant.noise_for(
             privacy.epsilon or 1.0, privacy.delta, lots.rate, self.total, privacy.group, privacy.accounting
         )
         loss.noise = self.noise

@@ -37,8 +37,8 @@ from lmbook.training import TrainConfig, Trainer
 from lmbook.transformer import Transformer, TransformerConfig
 from tests.faults import planted
 
-WORDS = WordTokenizer.train(["the safe of Emma opens with 0 1 2 3"])
-CHOICES = ["0", "1", "2", "3"]
+WORDS = WordTokenizer.train(["the safe of Emma opens with zero one two three"])
+CHOICES = ["zero", "one", "two", "three"]
 V = WORDS.vocab_size
 
 
@@ -83,35 +83,37 @@ def test_a_rank_is_what_brute_force_finds(length, module=privacy):
             scores[other] = sum(log_p[t - 1, ids[0, t]].item() for t in range(ids.shape[1] - length, ids.shape[1]))
         rank = 1 + sum(score > scores[tuple(secret)] + 1e-6 for score in scores.values())
         assert (found.rank, found.candidates) == (rank, 4**length)
-        assert found.bits == pytest.approx(math.log2(4**length / rank)) and found.probability == pytest.approx(math.exp(scores[secret]), 1e-4)
+        assert found.bits == pytest.approx(math.log2(4**length / rank))
+        assert found.probability == pytest.approx(math.exp(scores[secret]), 1e-4)
 
 
 def test_who_prefers_nothing_knows_nothing_and_equals_count_half(module=privacy):
-    even = module.exposure(Fixed([0, 0, 0, 0]), WORDS, "the", ["2", "3"], CHOICES)
+    even = module.exposure(Fixed([0, 0, 0, 0]), WORDS, "the", ["two", "three"], CHOICES)
     assert even.rank == 8.5 and even.bits < 1
-    some = module.exposure(Fixed([5, 1, 1, 0]), WORDS, "the", ["1"], CHOICES)
+    some = module.exposure(Fixed([5, 1, 1, 0]), WORDS, "the", ["one"], CHOICES)
     assert some.rank == 2.5
-    assert module.exposure(Fixed([5, 1, 1, 0]), WORDS, "the", ["0", "0", "0"], CHOICES).bits == 6.0
+    assert module.exposure(Fixed([5, 1, 1, 0]), WORDS, "the", ["zero"] * 3, CHOICES).bits == 6.0
 
 
 def test_a_mode_stays_as_it_was():
     model = small(dropout=0.5)
-    assert exposure(model, WORDS, "the", ["1"], CHOICES) == exposure(model, WORDS, "the", ["1"], CHOICES) and model.training
+    assert exposure(model, WORDS, "the", ["one"], CHOICES) == exposure(model, WORDS, "the", ["one"], CHOICES) and model.training
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"secret": ["seven"]}, "'seven' is not one token"), ({"secret": []}, "secret is a list"), ({"secret": "12"}, "secret is a list"),
-    ({"secret": [""]}, "is no word"), ({"secret": ["safe"]}, "'safe' is not among the choices"), ({"choices": ["1", "9"]}, "'9' is not one"),
-    ({"secret": ["1"] * 11}, "more than a million"), ({"batch_size": 0}, "batch_size=0"),
+    ({"secret": ["seven"]}, "'seven' is not one token"), ({"secret": []}, "secret is a list"), ({"secret": "one"}, "secret is a list"),
+    ({"secret": [""]}, "is no word"), ({"secret": ["safe"]}, "'safe' is not among the choices"),
+    ({"choices": ["one", "nine"]}, "'nine' is not one"),
+    ({"secret": ["one"] * 11}, "more than a million"), ({"batch_size": 0}, "batch_size=0"),
 ])  # fmt: skip
 def test_a_secret_that_cannot_be(change, says):
     with pytest.raises(PrivacyError, match=says):
-        exposure(small(), WORDS, **({"prompt": "the", "secret": ["1"], "choices": CHOICES} | change))
+        exposure(small(), WORDS, **({"prompt": "the", "secret": ["one"], "choices": CHOICES} | change))
 
 
 def test_an_encoder_tells_no_secrets():
-    with pytest.raises(PrivacyError, match="next token"): exposure(small(kind="encoder"), WORDS, "the", ["1"], CHOICES)
-    with pytest.raises(PrivacyError, match="NaN"): exposure(Fixed([math.nan, 0, 0, 0]), WORDS, "the", ["1"], CHOICES)
+    with pytest.raises(PrivacyError, match="next token"): exposure(small(kind="encoder"), WORDS, "the", ["one"], CHOICES)
+    with pytest.raises(PrivacyError, match="NaN"): exposure(Fixed([math.nan, 0, 0, 0]), WORDS, "the", ["one"], CHOICES)
 
 
 # ---------------------------------------------------------------- membership
@@ -148,7 +150,7 @@ def test_the_share_found_is_read_off_the_curve(module=privacy):
     members = np.array([1, 1, 0, 1, 0, 0, 1, 0], dtype=bool)
     attack = module.Attack(-np.arange(8.0), members)
     assert [attack.found(rate) for rate in (0.25, 0.5, 0.74, 0.75, 1.0)] == [0.75, 0.75, 0.75, 1.0, 1.0]
-    assert attack.area == pytest.approx(11 / 16)
+    assert attack.area == pytest.approx(12 / 16)
     with pytest.raises(PrivacyError, match="at least 100"): attack.found(0.01)
 
 
@@ -453,7 +455,7 @@ def test_a_group_without_sampling_is_less_noise(module=privacy):
 def test_group_privacy_is_no_better_than_k_times(module=privacy):
     budgets = [module.PrivacyAccountant().add(1.0, 0.05, 200, group=k).epsilon(1e-5) for k in (1, 2, 3, 4)]
     assert all(budget > k * budgets[0] for k, budget in enumerate(budgets[1:], 2))
-    for k, budget in enumerate(budgets[1:], 2):  # and no worse than the general bound (Vadhan 2017, lemma 2.2)
+    for k in (2, 3, 4):  # and no worse than the general bound (Vadhan 2017, lemma 2.2)
         one = module.PrivacyAccountant().add(1.0, 0.05, 200)
         assert module.PrivacyAccountant().add(1.0, 0.05, 200, group=k).delta(k * 2.0) <= k * math.exp(k * 2.0) * one.delta(2.0)
 
@@ -501,7 +503,8 @@ def test_noise_is_found_for_a_budget(module=privacy):
     (lambda: PrivacyAccountant("rdp").add(1.0, 0.5, 1, 2), "method='pld'"), (lambda: PrivacyAccountant("exact"), "method='exact'"),
     (lambda: PrivacyAccountant().epsilon(0.0), "delta=0.0"), (lambda: PrivacyAccountant().delta(-1.0), "epsilon=-1.0"),
     (lambda: PrivacyAccountant.noise_for(0.0, 1e-5, 0.1, 10), "epsilon=0.0"), (lambda: PrivacyAccountant("rdp", [1]), "order=1"),
-    (lambda: PrivacyAccountant.noise_for(1e-9, 1e-9, 1.0, 10**6), "No noise"), (lambda: sampled_gaussian_rdp(1.0, 0.5, []), "there are none"),
+    (lambda: PrivacyAccountant.noise_for(1e-9, 1e-9, 1.0, 10**6), "No noise"),
+    (lambda: sampled_gaussian_rdp(1.0, 0.5, []), "there are none"),
     (lambda: PoissonLots([], 1), "no examples"), (lambda: PrivateLoss(1.0, 0.0, 8), "clip=0.0"), (lambda: Attack([1.0], [True]), "members"),
 ])  # fmt: skip
 def test_what_cannot_be_counted(call, says):
