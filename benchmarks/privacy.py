@@ -5,7 +5,7 @@
 Texts are the first sentences of stories of Small World (limit 6), one for each person, with notes among them: four digits that open a safe.
 
 memorisation: exposure of secrets whose notes stand in the texts 0 to 16 times, after each epoch, for three sizes of model; beside it the
-loss on fresh people, and the exposure where that loss is lowest; and the same with exact copies taken out. Three seeds (other secrets, too).
+loss on fresh people, and the exposure where that loss is lowest; and the same with exact copies taken out. Three seeds (other secrets).
 membership: four attacks on sixteen models, each trained on a random half of 2,000 people: area under the ROC curve, and the share of the
 members that is found at 1 % and at 0.1 % of false alarms. Three seeds, each with models of its own.
 price: nats above the floor on fresh people, and exposure, of DP-SGD with budgets from 0.5 to 32 and without one; equal lots, steps and
