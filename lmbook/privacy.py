@@ -431,7 +431,7 @@ def _epsilon(losses: np.ndarray, masses: np.ndarray, unbounded: float, delta: fl
     if k == 0: return float(losses[0])
     return min(float(losses[k]), math.log((unbounded + above[k] - delta) / weighed[k])) if weighed[k] > 0 else float(losses[k])
 
-# %% ../nbs/81_privacy.ipynb #709f694bd8
+# %% ../nbs/81_privacy.ipynb #87a9b55c5b
 ExampleLoss = Callable[[Callable[..., Any], Tensor, Tensor], Tensor]  # (model, ids (1, T), targets (1, T)): the loss of one example
 
 
@@ -550,11 +550,16 @@ class PoissonLots(Examples):
         return [[[i] for i in np.flatnonzero(rng.random(n) < self.rate).tolist()] for _ in range(max(1, round(1 / self.rate)))]
 
     def make(self, item: Any) -> Batch:
-        if item: return super().make(item)
+        try:
+            if item: return super().make(item)
+        except (TypeError, IndexError, KeyError, ValueError) as why:
+            raise PrivacyError("A lot is a list such as [[0], [3]], of numbers of examples: give what `plan` gave.") from why
         return Batch(torch.full((1, 1), self.pad_id), torch.full((1, 1), IGNORE))
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         "Go to where a state was taken, and take its dice. Raises BatchError where the data are clearly others."
+        whole = all(type(state.get(name)) is int and state[name] >= 0 for name in ("epoch", "position", "batches", "seed"))
+        _check.that(whole, "This is no state of lots: give what `state_dict` gave.")
         self.seed, self._planned = state["seed"], (-1, ())
         super().load_state_dict(state)
 
@@ -618,9 +623,12 @@ class PrivateLoss:
         return {"seed": self.seed, "noise": self.noise, "dice": None if self._dice is None else self._dice.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        "Go to where a state was taken."
-        self.seed, self.noise, self._dice = state["seed"], state["noise"], None
-        if state["dice"] is not None: self._dice = torch.Generator().set_state(state["dice"].cpu())
+        "Go to where a state was taken. Raises PrivacyError for what is none."
+        seed, noise, dice = (state.get(name) for name in ("seed", "noise", "dice"))
+        whole = type(seed) is int and isinstance(noise, float | int) and (dice is None or isinstance(dice, Tensor))
+        _check.that(whole, "This is no state of a private loss: give what `state_dict` gave.")
+        self.seed, self.noise, self._dice = int(seed or 0), float(noise or 0), None
+        if dice is not None: self._dice = torch.Generator().set_state(dice.cpu())
 
 
 class PrivateTrainer(Trainer):
