@@ -298,6 +298,7 @@ def known() -> dict[Any, Any]:
     from lmbook.markup import Readable
     from lmbook.objectives import BlankInfilling, Guesses, Marks, Masked, SpanCorruption, SpanMasked
     from lmbook.pretraining import Mixture
+    from lmbook.privacy import Attack, PoissonLots, PrivacyConfig, PrivateTrainer
     from lmbook.protection import Pseudonyms, ShardedModels
     from lmbook.search import Answerer, CrossEncoder, Index
     from lmbook.senses import Captioner, CaptionerConfig, Recognizer, RecognizerConfig, Recording
@@ -332,6 +333,7 @@ def known() -> dict[Any, Any]:
     translator = Translator.fit(pairs, TranslatorConfig(vocab_size=270, d_model=8, n_layer=1, n_head=2, steps=1, both=True))
     labelled = [{"text": word * 9, "label": word} for word in ("goat ", "cup ")]
     long_texts = LongClassifier.fit(labelled, LongConfig(size=8, overlap=2, vocab_size=260, d_model=8, n_head=2, steps=1))
+    private = PrivacyConfig(noise=1.0, lot=1, seed=0), TrainConfig(steps=1, device="cpu")
     from_left = Transformer(TransformerConfig(20, 8, 1, 2, positions="rotary", context_length=16)).eval()
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
@@ -344,7 +346,9 @@ def known() -> dict[Any, Any]:
         np.random.Generator: [lambda: np.random.default_rng(0)], random.Random: [lambda: random.Random(0)],
         TokenStream: [TokenStream(np.arange(64) % 9, 2, 8)], Examples: [examples], NGram: [NGram.fit([[0, 1, 2], [1, 2]], 5)],
         Trainer: [lambda: Trainer(copy.deepcopy(model), examples, TrainConfig(steps=1, device="cpu"))], WordVectors: [vectors],
-        TripleExtractor: [extractor],
+        TripleExtractor: [extractor], Attack: [Attack(np.arange(4.0), np.arange(4) % 2 > 0)],
+        PoissonLots: [lambda: PoissonLots([[1, 2, 3], [4, 5]], 1, seed=0)],
+        PrivateTrainer: [lambda: PrivateTrainer(copy.deepcopy(model), [[1, 2, 3], [4, 5]], *private[::-1])],
         Grammar: [world.grammar], SmallWorld: [world], ByteMachine: [RegexMachine("a*b")], Box: [Box(1.0, 1.0, 1.0, 1.0, None)],
         LmbookError: [LmbookError], type[LmbookError]: [LmbookError], torch.dtype: [torch.float32], re.Pattern: [re.compile("a")],
         Stateful: [lambda: copy.deepcopy(model)], LongClassifier: [long_texts], MemoryReader: [lambda: MemoryReader(from_left, 4)],
