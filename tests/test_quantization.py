@@ -216,7 +216,7 @@ def test_what_cannot_be_packed():
 
 def test_products_are_exact(module=quantization):
     dice = torch.Generator().manual_seed(0)
-    for M, N, K in ((1, 1, 1), (1, 8, 512), (3, 5, 17), (20, 4, 3000), (2, 3, 1025), (0, 3, 4), (2, 0, 4), (2, 3, 0)):
+    for M, N, K in ((1, 1, 1), (1, 8, 512), (3, 5, 17), (20, 4, 3000), (2, 3, 3001), (0, 3, 4), (2, 0, 4), (2, 3, 0)):
         a, b = (torch.randint(-128, 128, (n, K), dtype=torch.int8, generator=dice) for n in (M, N))
         for x, y in ((a, b), (a * 0 + 127, b * 0 + 127), (a * 0 - 128, b * 0 - 128), (a * 0 + 127, b * 0 - 128)):
             assert torch.equal(module.int8_product(x, y).long(), x.long() @ y.long().T)
@@ -527,6 +527,7 @@ def test_targets_by_name_and_by_last_part(module=quantization):
     assert rounded("decoder.blocks.1.mlp.up") == {"decoder.blocks.1.mlp.up"}
     assert rounded("query", "down") == {f"decoder.blocks.{i}.{n}" for i in (0, 1) for n in ("attention.query", "mlp.down")}
     assert "out" in rounded("out") and len(rounded("out")) == 3  # of the attentions, and the scores
+    with pytest.raises(module.QuantizationError, match="no linear layer 'own'"): rounded("own")
 
 
 def test_other_models():
@@ -729,7 +730,7 @@ def test_damaged_files_are_refused_or_read(tmp_path):
     )  # fmt: skip
     for old, new, said in edits:
         assert notes.count(old) == 1
-        with pytest.raises(LmbookError, match=said): changed(notes.replace(old, new))
+        with pytest.raises(LmbookError, match=said or None): changed(notes.replace(old, new))
     for text in ("{", "null", "[]", "{}", "[" * 100_000, "3"):
         with pytest.raises(QuantizationError): changed(text)
     for name, tensor, said in (
@@ -809,7 +810,7 @@ def _layers_are_their_weights(module: ModuleType) -> None:
     ("(high - low) / most", "(high - low) / (most + 1)", test_the_scale_fits_the_largest_weight),
     ("(1 if config.scheme == \"nf4\" else most // 2)", "(1 if config.scheme == \"nf4\" else most // 2 + 1)",
      test_the_scale_fits_the_largest_weight),
-    ("w.amin(-1).clamp(max=0)", "w.amin(-1)", test_zero_stays_zero_and_zeros_round_to_zeros),
+    ("w.amin(-1).clamp(max=0)", "w.amin(-1)", test_the_scale_fits_the_largest_weight),
     ("-codes.shape[-1] * bits % 8", "0", test_bytes_by_hand),
     ("torch.arange(0, 8, bits, dtype", "torch.arange(8 - bits, -1, -bits, dtype", _layers_are_their_weights),
     ("_BLOCK = 1024", "_BLOCK = 4096", test_products_are_exact),
@@ -820,7 +821,7 @@ def _layers_are_their_weights(module: ModuleType) -> None:
     ("if loss < least:", "if loss < least and i < 2:", test_awq_is_the_best_of_its_powers),
     ("x / self.divisor.to(x.dtype)\n", "x * self.divisor.to(x.dtype)\n", _layers_are_their_weights),
     ("(codes ^ 128).view(torch.int8)", "codes.view(torch.int8)", _layers_are_their_weights),
-    ("* self.scale.T.to(x.dtype)", "* self.scale[0].to(x.dtype)", _layers_are_their_weights),
+    ("* self.scale.T.to(scale.dtype)", "* self.scale[0].to(scale.dtype)", _layers_are_their_weights),
     ("activations(new, stage, rows)", "activations(model, stage, rows)", test_what_is_looked_at_has_gone_through_rounded_blocks),
     ("old.mean + new.mean, torch.maximum", "new.mean, torch.maximum", test_what_activations_note),
     ("name == target or name.endswith(f\".{target}\")", "name == target or name.endswith(target)", test_targets_by_name_and_by_last_part),
