@@ -234,12 +234,17 @@ def _round_tokens(x: Tensor) -> tuple[Tensor, Tensor]: # (M, K) to (M, K) int8 a
     scale = torch.where(scale < torch.finfo(torch.float32).tiny, 1, scale)
     return (x / scale).round().to(torch.int8), scale
 
-# %% ../nbs/78_quantization.ipynb #e4116ade2b
+# %% ../nbs/78_quantization.ipynb #8baff94e0b
 class QuantizedLinear(nn.Linear):
     """A linear layer that keeps its weights as packed whole numbers. It is used, fine-tuned around and saved as any other.
 
     Its `weight` is made anew each time that it is asked for. Gradients go through to the input, and never to the weights.
     """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    divisor: Tensor | None
 
     def __init__(
         self,
@@ -274,8 +279,7 @@ class QuantizedLinear(nn.Linear):
         _check.that((N, K) == (layer.out_features, layer.in_features), f"These are codes of {(N, K)}, and the layer is {layer}.")
         _check.that(divisor is None or config.divides, "A divisor is for method='awq', and for smooth=.")
         new = cls(K, N, config, layer.bias is not None, layer.weight.dtype).to(layer.weight.device)
-        codes = rounded.codes
-        new.codes = (codes ^ 128).view(torch.int8) if config.bits == 8 else pack(codes, config.bits)
+        new.codes = (rounded.codes ^ 128).view(torch.int8) if config.bits == 8 else pack(rounded.codes, config.bits)
         new.scale, new.zero = rounded.scale, rounded.zero
         if divisor is not None: new.divisor = divisor.bfloat16()
         if layer.bias is not None: new.bias = copy.deepcopy(layer.bias)
@@ -288,7 +292,7 @@ class QuantizedLinear(nn.Linear):
         return Rounded(codes, self.scale, self.zero, self.config)
 
     @property
-    def weight(self) -> Tensor:  # type: ignore[override] # (N, K)
+    def weight(self) -> Tensor: # (N, K)
         "As a plain layer would have it."
         weight = self.rounded.weight(self.dtype)
         return weight if self.divisor is None else weight / self.divisor.to(weight.dtype)
@@ -381,7 +385,6 @@ def activations(
     for name in layers:
         _check.known(name, modules, "layer")
         _check.that(isinstance(modules[name], nn.Linear), f"{name} is a {type(modules[name]).__name__}, and no linear layer.")
-    _check.that(bool(len(rows)), "There is nothing to read.")
     sums: dict[str, Seen] = {}
     counts = dict.fromkeys(layers, 0)
 
@@ -449,11 +452,9 @@ class Size(NamedTuple):
 
 def size_of(model: nn.Module) -> Size:
     "The bytes of a model, tied tensors counted once, and the bits of each rounded weight."
-    total = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
-    weights = sum(m.in_features * m.out_features for m in layers)
-    taken = sum(t.numel() * t.element_size() for m in layers for t in m.buffers())
-    return Size(total, weights, 8 * taken / weights if weights else math.nan)
+    weights, taken = sum(m.in_features * m.out_features for m in layers), sum(t.nbytes for m in layers for t in m.buffers())
+    return Size(sum(t.nbytes for t in (*model.parameters(), *model.buffers())), weights, 8 * taken / weights if weights else math.nan)
 
 # %% ../nbs/78_quantization.ipynb #62590f88db
 def smooth_scale(
@@ -528,7 +529,7 @@ def awq_scale(
         if loss < least: best, least = scale, loss
     return best
 
-# %% ../nbs/78_quantization.ipynb #c805a0b2d4
+# %% ../nbs/78_quantization.ipynb #d5ef45cd86
 def _empty(about: Any) -> Transformer:
     "A model as a file's notes describe it: shapes only."
     chosen = about["quantization"]
@@ -557,8 +558,7 @@ def save_quantized(
     _check.that(plain, "Only a Transformer with scores that is quantised is saved so. See `quantize`, and `save_weights` for others.")
     about = {"format": 1, "model": model.config.to_dict(), "quantization": asdict(layers[0].config)}
     state = model.state_dict()
-    whole = set(state) == set(_empty(about).state_dict())
-    _check.that(whole, "This model has parts that such a file does not hold, a LoRA for instance: save those by themselves.")
+    _check.that(state.keys() == _empty(about).state_dict().keys(), "This model has parts that such a file does not hold, such as LoRA.")
     if model.config.tie: state.pop("out.weight", None)
     tensors = {name: t.detach().cpu().contiguous() for name, t in state.items()}
     try:
@@ -592,8 +592,7 @@ def load_quantized(
             found[name] = here.to(t.dtype)
     except (OSError, SafetensorError) as why: raise QuantizationError(f"{path} cannot be read: {why}. Is it a whole file?") from why
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as why:
-        what = str(why).splitlines()[0][:300] if str(why) else type(why).__name__
-        raise QuantizationError(f"{path} holds no quantised model that could be read ({what}). Write it with save_quantized.") from why
+        raise QuantizationError(f"{path} holds no model of `save_quantized`: {' '.join(str(why).split())[:300]}.") from why
     if tied: found["out.weight"] = found["embed.tokens.weight"]
     with torch.inference_mode(False): model.load_state_dict(found, assign=True)
     if tied: model.out.weight = model.embed.tokens.weight
@@ -601,7 +600,7 @@ def load_quantized(
         if isinstance(m, Attention) and m.slopes is not None: m.slopes = alibi_slopes(model.config.n_head)
     return model.eval()
 
-# %% ../nbs/78_quantization.ipynb #b7562a7ed4
+# %% ../nbs/78_quantization.ipynb #5b1d0385fb
 class _RoundedLayer:
     "Keys and values of one layer as codes, with a scale and a least value for each head at each position."
 
@@ -661,8 +660,7 @@ class QuantizedKVCache(KVCache):
     @property
     def nbytes(self) -> int:
         "Memory that codes and scales take, room kept in advance included."
-        stores = [getattr(owner, name) for owner, name, _ in self._stores() if owner is not self]
-        return sum(t.numel() * t.element_size() for t in stores)
+        return sum(getattr(owner, name).nbytes for owner, name, _ in self._stores() if owner is not self)
 
 # %% ../nbs/78_quantization.ipynb #74ef3246ca
 class _StraightThrough(nn.Module):
