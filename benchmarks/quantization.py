@@ -66,10 +66,9 @@ class Stories:
     "Texts, and for each seed a model of them."
 
     def __init__(self, settings: Settings):
-        self.settings, n = settings, settings.pick(8000, 40)
-        texts = list(WORLD.texts("train", n=n))
+        self.settings, texts = settings, list(WORLD.texts("train", n=settings.pick(8000, 1500)))
         self.test, self.words = list(WORLD.texts("test", n=settings.pick(300, 5))), WordTokenizer.train(texts)
-        self.rows = [self.words.encode(text, bos=True, eos=True) for text in texts]
+        self.rows = [self.words.encode(text, bos=True, eos=True) for text in texts[: settings.pick(8000, 40)]]
         self.calibration = self.rows[: settings.pick(128, 3)]
 
     def model(self, seed: int) -> Transformer:
