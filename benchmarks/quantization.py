@@ -197,10 +197,12 @@ class Packed(nn.Module):
         super().__init__()
         self.bits, self.in_features = bits, layer.in_features
         new = QuantizedLinear.of(layer, quantize_one(layer, bits))
-        if bits == 8: self.codes, self.scale = new.codes, new.scale[:, 0].contiguous()
-        else:
-            self.codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(new.rounded.codes.int(), 1)
-            self.scale = torch.stack([new.scale.T, torch.zeros_like(new.scale.T)], -1).contiguous()  # codes less 8, and no shift
+        codes, scale = new.codes, new.scale[:, 0].contiguous()
+        if bits == 4:
+            codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(new.rounded.codes.int(), 1)
+            scale = torch.stack([new.scale.T, torch.zeros_like(new.scale.T)], -1).contiguous()  # codes less 8, and no shift
+        self.register_buffer("codes", codes)
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2).bfloat16()
