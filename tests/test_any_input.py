@@ -300,6 +300,7 @@ def known() -> dict[Any, Any]:
     from lmbook.pretraining import Mixture
     from lmbook.privacy import Attack, PoissonLots, PrivacyConfig, PrivateTrainer
     from lmbook.protection import Pseudonyms, ShardedModels
+    from lmbook.quantization import QuantizeConfig, QuantizedLinear, Rounded, round_weight
     from lmbook.search import Answerer, CrossEncoder, Index
     from lmbook.senses import Captioner, CaptionerConfig, Recognizer, RecognizerConfig, Recording
     from lmbook.small_world import SmallWorld
@@ -356,6 +357,8 @@ def known() -> dict[Any, Any]:
         Marks: [marks], Masked: [masked], SpanMasked: [SpanMasked(marks)], BlankInfilling: [BlankInfilling(marks)],
         torch.nn.Linear: [lambda: torch.nn.Linear(4, 4)], LabelledTexts: [lambda: LabelledTexts([[1, 2], [3]], [0, 1], classes=2)],
         LoraLinear: [lambda: LoraLinear(torch.nn.Linear(4, 4), LoraConfig(rank=2))],
+        QuantizedLinear: [lambda: QuantizedLinear(4, 4, QuantizeConfig(group_size=None))],
+        Rounded: [round_weight(torch.eye(4), QuantizeConfig(3, 2))],
         Mixture: [lambda: Mixture([examples, examples], [0.5, 0.5], length=4)],
         Recognizer: [ear], Captioner: [eye], WordTokenizer: [eye.tokenizer], Recording: sounds,
         WordAligner: [WordAligner.fit(pairs)], PhraseTable: [PhraseTable.fit(pairs)], Translator: [translator],
