@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from .claims import Claim, load_claims
 from .core import Check, LmbookError, write_whole
 
-# %% ../nbs/90_documents.ipynb #fed2cf6e48
+# %% ../nbs/90_documents.ipynb #c7c1bcf917
 class DocumentsError(LmbookError):
     "A list of claims that does not hold together, or a selection that is not there. The message says what to change."
 
@@ -32,7 +32,7 @@ def verdict_name(
 ) -> str: # one of VERDICT_NAMES; "open" where there is no verdict yet
     "The verdict without its condition. Raises DocumentsError for a verdict that the book does not give."
     name = "holds if" if re.fullmatch(r"holds if \S.*", claim.verdict, re.S) else claim.verdict or "open"
-    _check.that(name in VERDICT_NAMES and (name != "holds if" or claim.verdict != name),
+    _check.that(name in VERDICT_NAMES and claim.verdict not in ("holds if", "open"),
                 f"{claim.id!r} has the verdict {claim.verdict!r}: give one of {', '.join(VERDICT_NAMES[:4])} ..., or none.")  # fmt: skip
     return name
 
@@ -91,7 +91,8 @@ class ClaimTable:
         if document: _check.that(bool(re.fullmatch(r"D\d", document)), f"document={document!r}: give a name like 'D3'.")
         if kind: _check.choice("kind", kind, ("listing", "formula", "number", "method", "fact"))
         if verdict: _check.choice("verdict", verdict, VERDICT_NAMES)
-        return ClaimTable([c for c in self._claims if c.id.startswith(document) and kind in ("", c.kind) and verdict in ("", verdict_name(c))])
+        chosen = [c for c in self._claims if c.id.startswith(document) and kind in ("", c.kind)]
+        return ClaimTable([c for c in chosen if verdict in ("", verdict_name(c))])
 
     def counts(
         self,
