@@ -28,6 +28,7 @@ EXPORT = re.compile(r"exports?(\s+(?P<module>[\w.]+))?\s*$")
 GLOSSARY = "glossary"  # the notebook that explains the terms: a page of the reference, as the index is the first of all
 ENTRY = re.compile(r"^- \*\*(?P<term>[^*]+)\*\*[^(]*\((?P<chinese>[^)]*)\): (?P<says>.*?) \[[^\]]*\]\((?P<chapter>\w+)\.ipynb\)$", re.M)
 BOLD = re.compile(r"(?<!\[)\*\*(?P<term>[^*\n]+)\*\*")
+EVIDENCE = re.compile(r'<a href="(\w+)\.ipynb#[^"]*" title="(D\d-\d\d)"')  # as `lmbook.documents.ClaimTable` writes it
 CODE = re.compile(r"^(```|~~~).*?^\1|`[^`\n]+`|^#.*?$", re.M | re.S)  # no bold in these is a term: fences, code, headings
 
 
@@ -173,6 +174,8 @@ def _prepare(cell: nbformat.NotebookNode, chapter: Chapter, package: str) -> boo
         text = re.sub(r"^(```|~~~).*?^\1", "", cell.source, flags=re.M | re.S)
         chapter.headings += [plain(h) for h in re.findall(r"^#{1,6}\s+(.*?)\s*#*$", text, flags=re.M)]
     if cell.cell_type != "code": return True
+    for out in cell.outputs:  # links from a cell's HTML to the cells that check claims
+        if page := out.get("data", {}).get("text/html"): out.data["text/html"] = EVIDENCE.sub(r'<a href="\1.html#check-\2"', page)
     directives, cell.source = split_directives(cell.source)
     words = {d.split(":")[0].split()[0] for d in directives if d}
     if "hide" in words or not (cell.source or cell.outputs): return False
