@@ -820,7 +820,7 @@ def _layers_are_their_weights(module: ModuleType) -> None:
     ("H + damping * mean *", "H + damping *", test_damping_is_a_share_of_the_mean),
     ("if loss < least:", "if loss < least and i < 2:", test_awq_is_the_best_of_its_powers),
     ("x / self.divisor.to(x.dtype)\n", "x * self.divisor.to(x.dtype)\n", _layers_are_their_weights),
-    ("(codes ^ 128).view(torch.int8)", "codes.view(torch.int8)", _layers_are_their_weights),
+    ("(rounded.codes ^ 128).view(torch.int8)", "rounded.codes.view(torch.int8)", _layers_are_their_weights),
     ("* self.scale.T.to(scale.dtype)", "* self.scale[0].to(scale.dtype)", _layers_are_their_weights),
     ("activations(new, stage, rows)", "activations(model, stage, rows)", test_what_is_looked_at_has_gone_through_rounded_blocks),
     ("old.mean + new.mean, torch.maximum", "new.mean, torch.maximum", test_what_activations_note),
