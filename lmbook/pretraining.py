@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Init', 'PretrainingError', 'Pretrained', 'pretrain', 'as_kind', 'continue_on', 'grow_vocabulary', 'Mixture']
 
-# %% ../nbs/50_pretraining.ipynb #9beb4e739c
+# %% ../nbs/50_pretraining.ipynb #5d8377b585
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import Batch, Batches
-from .core import Check, LmbookError
+from .core import Check, LmbookError, evaluating
 from .objectives import Objective, model_for
 from .training import History, TrainConfig, Trainer, next_token_loss
 from .transformer import Kind, Transformer, TransformerConfig
@@ -87,7 +87,14 @@ def as_kind(
     copied.load_state_dict({new + name.removeprefix(old) if name.startswith(old) else name: p for name, p in model.state_dict().items()})
     return copied.train(model.training)
 
-# %% ../nbs/50_pretraining.ipynb #ecc2e60992
+# %% ../nbs/50_pretraining.ipynb #6c0dff5fb9
+def _reads_ids(model: nn.Module) -> None:
+    try:
+        with evaluating(model): model(torch.zeros(1, 2, dtype=torch.long, device=next((p.device for p in model.parameters()), None)))
+    except (RuntimeError, NotImplementedError, TypeError) as why:
+        raise PretrainingError(f"This {type(model).__name__} cannot read a row of token ids: {why}") from why
+
+
 def continue_on(
     model: nn.Module,  # is trained further, in place
     new: Batches,
@@ -104,6 +111,7 @@ def continue_on(
     "Train on another text, and repeat some of the old one so that it is not forgotten. Raises PretrainingError for a share outside [0, 1)."
     _check.count("steps", steps)
     _check.share("replay", replay)
+    if loss is next_token_loss: _reads_ids(model)
     batches = new if old is None else Mixture([new, old], [1 - replay, replay], length=max(1, steps), seed=seed)
     config = TrainConfig(steps=steps, lr=lr, warmup=min(warmup, steps - 1), seed=seed, device="cpu", **options)
     return Trainer(model, batches, config, loss=loss).fit()

@@ -219,7 +219,7 @@ def test_chapter_shows_what_its_notebook_holds(desk, chapter):
     assert {m["image"]["alt"] for m in figures if "image" in m} <= set(alts)
     assert page.locator("div.cell_output figcaption").count() >= sum("figure" in m for m in figures)
     # Folded cells open.
-    details = page.locator("div.cell details")
+    details = page.locator("div.cell details.hide")  # and not those of an output
     assert details.count() == sum("hide-input" in c.metadata.get("tags", []) for c in code)
     if details.count():
         folded = details.first.locator("pre").first
