@@ -119,35 +119,41 @@ def test_a_small_model_learns_to_answer():
 
 # ---------------------------------------------------------------- conversations whose truth is known
 
-QUESTION = re.compile(r"(?:Where|What) (?:do I|does my (\w+)) (live|do|have)\?")
-FACT = re.compile(r"(?:Now )?(?:(?:my|My) (\w+)|I) (lives? in|am a|is a|ha(?:ve|s) a) (\w+)\.")
-KIND = {"live": "town", "do": "job", "have": "thing"}
+SAID = {  # how a fact begins, how it is noted, how it is asked for
+    "I live in": ("you live in", "Where do I live?"), "I am a": ("you are a", "What do I do?"),
+    "I bought a": ("you bought a", "What did I buy?"), "I keep a": ("you keep a", "What animal do I keep?"),
+    "I like": ("you like", "What color do I like?"), "I was born in": ("you were born in", "Where was I born?"),
+}  # fmt: skip
+ASKED = {question: begin for begin, (_, question) in SAID.items()}
 
 
 def test_the_answers_are_true(module=dialogue):
     "Read again by somebody who knows only what was said."
     asked = unknown = changed = 0
     for seed in range(60):
-        talk, facts, sky = module.Talk(random.Random(seed), 6), dict[tuple[str, str], str](), None
+        talk, facts, sky = module.Talk(random.Random(seed), 6), dict[str, str](), None
         for _ in range(40):
             user, assistant = talk.any()
-            if fact := FACT.fullmatch(user):
-                what = "town" if "live" in fact[2] else "thing" if "ha" in fact[2] else "job"
-                key = fact[1] or "I", what
-                assert user.startswith("Now ") == (key in facts) and facts.get(key) != fact[3]
-                changed += key in facts
-                facts[key] = fact[3]
-                assert assistant.startswith("Noted: you" if key[0] == "I" else f"Noted: your {key[0]}") and assistant.endswith(f" {fact[3]}.")
-            elif question := QUESTION.fullmatch(user):
-                value = facts.get((question[1] or "I", KIND[question[2]]))
-                asked, unknown = asked + 1, unknown + (value is None)
-                assert assistant == "You have not told me." if value is None else assistant.endswith(f" {value}.")
-                if value: assert assistant.startswith("You " if not question[1] else f"Your {question[1]} ")
-            elif weather := re.fullmatch(r"It is (\w+) outside\.", user): sky = weather[1]
+            begin, _, value = user.removeprefix("Now ").rstrip(".").rpartition(" ")
+            if begin in SAID:
+                assert user.startswith("Now ") == (begin in facts) and facts.get(begin) != value
+                changed += begin in facts
+                facts[begin] = value
+                assert assistant == f"Noted: {SAID[begin][0]} {value}."
+            elif user in ASKED:
+                told = facts.get(ASKED[user])
+                asked, unknown = asked + 1, unknown + (told is None)
+                answer = f"{SAID[ASKED[user]][0]} {told}."
+                assert assistant == ("You have not told me." if told is None else answer[0].upper() + answer[1:])
+            elif weather := re.fullmatch(r"It is (\w+) outside\.", user):
+                sky = weather[1]
+                assert assistant == f"Yes, it is {sky}."
             elif "outside" in user: assert assistant == (f"It is {sky}." if sky else "You have not told me.")
-            elif user.endswith("?"): assert assistant in (f"I am {talk.name}.", f"I live in {talk.town}.", f"I am a {talk.job}.")
+            elif user.endswith("?"):
+                own = f"I am {talk.name}, a {talk.job} from {talk.town}.", f"I come from {talk.town}.", f"I work as a {talk.job}."
+                assert assistant in own and own[0].replace("I am", "You are") == talk.persona
             else: assert assistant == "I see."
-    assert asked > 300 < changed and unknown > 50
+    assert asked > 300 and changed > 150 and unknown > 50
 
 
 def test_notes_say_what_was_told():
@@ -239,7 +245,7 @@ def test_what_shares_words_is_found_and_of_equals_the_newest(module=dialogue):
     exchanges = [Exchange(f"{a} {b}", "yes") for a in "abc" for b in "xyz"] + [Exchange("a x", "yes"), Exchange("q q", "no")]
     turns = [*messages_of(exchanges), {"role": "user", "content": "a x"}]
     for k, wanted in ((1, [9]), (2, [0, 9])):
-        chosen = module.Retrieved(k=k, recent=0.0).view(turns, 10**3 if False else 60, size).turns
+        chosen = module.Retrieved(k=k, recent=0.0).view(turns, 60, size).turns
         assert [i // 2 for i in chosen if i % 2 == 0][:-1] == wanted
     assert module.Retrieved(recent=0.0).view([{"role": "user", "content": "a"}], 60, size).turns == (0,)
 
@@ -259,10 +265,7 @@ def test_the_cache_changes_no_word(number, module=dialogue):
     for seed in range(3):
         model, memory = decoder(seed=seed), MEMORIES[number]
         quick, slow = (module.Conversation(model, WORDS, PERSONA, memory, cached=cached) for cached in (True, False))
-        plain = torch.tensor([0])
-        for user, _ in said_by(seed, 12):
-            assert quick.say(user) == slow.say(user)
-            plain = plain + 1
+        for user, _ in said_by(seed, 12): assert quick.say(user) == slow.say(user)
         assert quick.turns == slow.turns and quick.tokens_read < slow.tokens_read
 
 
@@ -474,9 +477,9 @@ BAD = {
     "text": (lambda: Summary(text="Noted."), "text= has one {}"),
     "k": (lambda: Retrieved(k=0), "k=0 must be"),
     "nothing": (lambda: Recent().view([], 9, size), "There is no message"),
-    "slot": (lambda: Talk(random.Random(0)).ask(("cousin", "town")), "There is no slot"),
+    "slot": (lambda: Talk(random.Random(0)).ask("cousin"), "There is no slot='cousin'"),
     "names": (lambda: Talk(random.Random(0), 1), "names=1 must be"),
-    "many names": (lambda: Talk(random.Random(0), 25), "names=25 must be at most 24"),
+    "many names": (lambda: Talk(random.Random(0), 17), "names=17 must be at most 16"),
     "what": (lambda: Talk(random.Random(0)).ask_persona("age"), "what='age'"),
 }
 
@@ -499,22 +502,23 @@ def cached(module: ModuleType) -> None: test_the_cache_changes_no_word(0, module
 FAULTS = {
     "the user is learned, too": ('speaks = message["role"] == "assistant"', 'speaks = message["role"] != "system"', test_only_the_assistant_is_learned),
     "one place further": ("np.where(said[1:], row[1:], IGNORE)", "np.where(said[:-1], row[1:], IGNORE)", test_only_the_assistant_is_learned),
-    "the old fact stays": ("before = self.facts.pop(slot, None)", "before = self.facts.get(slot)", None),
+    "the old fact is told": ('return Exchange(_SLOTS[slot][2], _NOT_TOLD if value is None else', 'return Exchange(_SLOTS[slot][2], _NOT_TOLD if value else',
+                             test_the_answers_are_true),
     "half an exchange": ("                first += 2\n", "                first += 1\n", test_recent_is_as_much_as_has_room),
     "cut too late": ("        if used > room:\n", "        if used > room + 9:\n", test_recent_is_as_much_as_has_room),
-    "the first note stays": ("                facts[about] = note", "                facts.setdefault(about, note)",
-                             None),
+    "the first note stays": ("                facts.pop(about, None)\n                facts[about] = note",
+                             "                facts.setdefault(about, note)", test_notes_are_of_what_was_cut_and_the_newest_of_each),
     "old notes stay": ("found.pop(0)", "found.pop()", test_where_room_is_short_the_newest_notes_stay),
     "notes of all": ("for i in range(0, first, 2):\n            for about", "for i in range(0, len(turns) - 1, 2):\n            for about",
                      test_notes_are_of_what_was_cut_and_the_newest_of_each),
     "the oldest first": ("list(range(0, first, 2))[::-1]", "list(range(0, first, 2))", test_what_shares_words_is_found_and_of_equals_the_newest),
     "the cache is not cut": ("self._reader.crop(same)\n", "pass\n", cached),
-    "a token is not known": ("if step: self._ids.append(id)", "if step: pass", cached),
+    "all begins alike": ("if a != b)", "if a < 0)", cached),
     "any mark may be said": ("logits[:, self._never] = -math.inf", "pass", test_nobody_speaks_in_anothers_name),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fault", [name for name, (*_, check) in FAULTS.items() if check])
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(fault, monkeypatch):
     old, new, check = FAULTS[fault]
     faulty = planted(dialogue, old, new, monkeypatch)
