@@ -132,7 +132,7 @@ class ChatLessons(Batches):
             targets[b, :n] = np.where(said[1:], row[1:], IGNORE)
         return Batch(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(segments))
 
-# %% ../nbs/76_dialogue.ipynb #aadd1a5b46
+# %% ../nbs/76_dialogue.ipynb #5ebab03ffb
 class Exchange(NamedTuple):
     "What the user says, and what the assistant says to it."
 
@@ -150,10 +150,14 @@ def messages_of(
     return said
 
 
-_WHO = ("I", "sister", "brother", "mother")
-_WHAT = ("town", "job", "thing")
-_VERBS = {"town": ("live in", "lives in"), "job": ("", "is a"), "thing": ("have a", "has a")}
-_ASKS = {"town": ("Where", "live"), "job": ("What", "do"), "thing": ("What", "have")}
+_SLOTS = {  # what can be told: as the user says it, as the assistant does, and how it is asked for
+    "town": ("I live in", "you live in", "Where do I live?"),
+    "job": ("I am a", "you are a", "What do I do?"),
+    "thing": ("I bought a", "you bought a", "What did I buy?"),
+    "animal": ("I keep a", "you keep a", "What animal do I keep?"),
+    "color": ("I like", "you like", "What color do I like?"),
+    "land": ("I was born in", "you were born in", "Where was I born?"),
+}
 _NOT_TOLD = "You have not told me."
 
 
@@ -163,66 +167,60 @@ def _up(text: str) -> str: return text[:1].upper() + text[1:]
 class Talk:
     """Small talk in Small World whose truth is known: what the user has told so far, and so how each question has to be answered.
 
-    A slot is what can be told: one of four people ("I", "sister", "brother", "mother"), and "town", "job" or "thing".
+    A slot is what can be told: "town", "job", "thing", "animal", "color" or "land".
     """
 
-    slots: ClassVar[tuple[tuple[str, str], ...]] = tuple((who, what) for who in _WHO for what in _WHAT)
+    slots: ClassVar[tuple[str, ...]] = tuple(_SLOTS)
 
-    def __init__(self, rng: random.Random, names: int = 24): # so many towns, jobs, things and given names there are, from 2 to 24
+    def __init__(self, rng: random.Random, names: int = 12): # so many words of each kind there are, from 2 to 16
         _check.that(isinstance(rng, random.Random), "rng is a random.Random, which decides what is said.")
         _check.count("names", names, 2)
-        _check.that(names <= 24, f"names={names} must be at most 24.")
+        _check.that(names <= 16, f"names={names} must be at most 16.")
         self.rng, self.values = rng, {kind: some[:names] for kind, some in _values().items()}
-        self.facts: dict[tuple[str, str], str] = {}  # by slot, what was told last
+        self.facts: dict[str, str] = {}  # by slot, what was told last
         self.sky: str | None = None
         self.name, self.job, self.town = (rng.choice(self.values[kind]) for kind in ("name", "job", "town"))  # who the assistant is
 
     @property
     def persona(self) -> str: return f"You are {self.name}, a {self.job} from {self.town}."
 
-    def _checked(self, slot: tuple[str, str]) -> tuple[str, str]:
-        _check.that(slot in self.slots, f"There is no slot {slot!r}. There are, for example: {self.slots[0]}, {self.slots[4]}.")
-        return slot
-
-    def fact(self, slot: tuple[str, str], value: str, mine: bool = True) -> str: # mine: as the user says it; else as the assistant does
+    def fact(self, slot: str, value: str, mine: bool = True) -> str: # mine: as the user says it; else as the assistant does
         "A fact in words, without a capital and a full stop."
-        who, what = self._checked(slot)
-        if who != "I": return f"{'my' if mine else 'your'} {who} {_VERBS[what][1]} {value}"
-        verb = ("am a" if mine else "are a") if what == "job" else _VERBS[what][0]
-        return f"{'I' if mine else 'you'} {verb} {value}"
+        _check.choice("slot", slot, self.slots)
+        return f"{_SLOTS[slot][0 if mine else 1]} {value}"
 
     def notes(self) -> str:
         "All that the user has told, as the assistant notes it; the oldest first."
         told = "; ".join(self.fact(slot, value, False) for slot, value in self.facts.items())
         return f"Noted: {told}." if told else ""
 
-    def tell(self, slot: tuple[str, str] | None = None, value: str | None = None) -> Exchange: # None: any
+    def tell(self, slot: str | None = None, value: str | None = None) -> Exchange: # None: any
         "The user tells a fact, or what has become of one."
-        slot = self.rng.choice(self.slots) if slot is None else self._checked(slot)
+        slot = self.rng.choice(self.slots) if slot is None else slot
+        _check.choice("slot", slot, self.slots)
         before = self.facts.pop(slot, None)
-        value = self.rng.choice([v for v in self.values[slot[1]] if v != before]) if value is None else value
+        value = self.rng.choice([v for v in self.values[slot] if v != before]) if value is None else value
         self.facts[slot] = value
         said = self.fact(slot, value)
         return Exchange(_up(said if before is None else f"now {said}") + ".", f"Noted: {self.fact(slot, value, False)}.")
 
-    def ask(self, slot: tuple[str, str]) -> Exchange:
+    def ask(self, slot: str) -> Exchange:
         "The user asks for a fact."
-        (who, what), value = self._checked(slot), self.facts.get(slot)
-        first, verb = _ASKS[what]
-        asked = f"{first} do I {verb}?" if who == "I" else f"{first} does my {who} {verb}?"
-        return Exchange(asked, _NOT_TOLD if value is None else _up(self.fact(slot, value, False)) + ".")
+        _check.choice("slot", slot, self.slots)
+        value = self.facts.get(slot)
+        return Exchange(_SLOTS[slot][2], _NOT_TOLD if value is None else _up(self.fact(slot, value, False)) + ".")
 
     def ask_persona(self, what: str) -> Exchange: # "name", "town" or "job"
         "The user asks who the assistant is."
         _check.choice("what", what, ("name", "town", "job"))
-        if what == "name": return Exchange("Who are you?", f"I am {self.name}.")
-        if what == "town": return Exchange("Where do you live?", f"I live in {self.town}.")
-        return Exchange("What do you do?", f"I am a {self.job}.")
+        if what == "name": return Exchange("Who are you?", f"I am {self.name}, a {self.job} from {self.town}.")
+        if what == "town": return Exchange("Where are you from?", f"I come from {self.town}.")
+        return Exchange("What is your job?", f"I work as a {self.job}.")
 
     def weather(self) -> Exchange:
         "The user says what it is like outside, which nobody notes."
         self.sky = self.rng.choice(self.values["sky"])
-        return Exchange(f"It is {self.sky} outside.", "I see.")
+        return Exchange(f"It is {self.sky} outside.", f"Yes, it is {self.sky}.")
 
     def ask_weather(self) -> Exchange:
         "The user asks what it is like outside."
@@ -235,12 +233,12 @@ class Talk:
     def any(self) -> Exchange:
         "Any of these."
         dice = self.rng.random()
-        if dice < 0.33: return self.tell()
-        if dice < 0.68 and self.facts: return self.ask(self.rng.choice(list(self.facts)))
-        if dice < 0.76: return self.ask(self.rng.choice([slot for slot in self.slots if slot not in self.facts] or self.slots))
-        if dice < 0.88: return self.ask_persona(self.rng.choice(("name", "town", "job")))
-        if dice < 0.92: return self.weather()
-        return self.ask_weather() if dice < 0.96 else self.chat()
+        if dice < 0.25: return self.tell()
+        if dice < 0.58 and self.facts: return self.ask(self.rng.choice(list(self.facts)))
+        if dice < 0.68: return self.ask(self.rng.choice([slot for slot in self.slots if slot not in self.facts] or self.slots))
+        if dice < 0.83: return self.ask_persona(self.rng.choice(("name", "town", "job")))
+        if dice < 0.95: return self.ask_weather() if self.sky and dice < 0.90 else self.weather()
+        return self.ask_weather() if dice < 0.97 else self.chat()
 
 
 _LEXICON: dict[str, list[str]] = {}
@@ -251,12 +249,13 @@ def _values() -> dict[str, list[str]]:
     if not _LEXICON:
         rows = SmallWorld().grammar.lexicon
 
-        def some(kind: str, n: int = 24) -> list[str]: # that go with "a"
-            return [row["en"] for row in rows[kind] if row["en"][0] not in "aeiou"][:n]
+        def some(kind: str, n: int = 16) -> list[str]: # that go with "a"
+            return [row["en"] for row in rows[kind] if row["en"][0] not in "aeiou" and " " not in row["en"]][:n]
 
-        towns = [a["en"] + b["en"] for a, b in zip(rows["town_a"], rows["town_b"])][:24]
-        _LEXICON.update(name=[row["en"] for row in rows["given"]][:24], town=towns, job=some("job"), thing=some("object"),
-                        sky=some("sky", 12), when=some("when", 6), event=some("event", 12))
+        kinds = {"job": "job", "thing": "object", "animal": "animal", "color": "color", "land": "land", "name": "given"}
+        _LEXICON.update({kind: some(row) for kind, row in kinds.items()}, sky=some("sky", 12), event=[row["en"] for row in rows["event"]][:12],
+                        when=[row["en"] for row in rows["when"]][:6])
+        _LEXICON["town"] = [a["en"] + b["en"] for a, b in zip(rows["town_a"], rows["town_b"])][:16]
     return _LEXICON
 
 
@@ -264,7 +263,7 @@ def chat_lesson(
     rng: random.Random,
     format: ChatFormat,
     length: int = 128,  # tokens at most; half of that at least
-    names: int = 24,  # as for `Talk`
+    names: int = 12,  # as for `Talk`
 ) -> list[dict[str, str]]: # messages; in half of them the system's turn brings notes of what was told before
     "A conversation to learn from, as long as a context."
     talk = Talk(rng, names)
@@ -272,7 +271,8 @@ def chat_lesson(
     if rng.random() < 0.5:
         for slot in rng.sample(talk.slots, rng.randint(1, len(talk.slots))): talk.tell(slot)
         system += " " + talk.notes()
-    said, room = messages_of([], system), rng.randint(length // 2, length) - len(format.bos_ids)
+    first = [talk.ask_persona("name")] if rng.random() < 0.5 else []
+    said, room = messages_of(first, system), rng.randint(length // 2, length) - len(format.bos_ids)
     room -= sum(map(format.size, said))
     while True:
         more = messages_of([talk.any()])
@@ -417,8 +417,8 @@ class Retrieved:
                 found.append(i)
         return View("", (*(j for i in sorted(found) for j in (i, i + 1)), *range(first, len(turns))))
 
-# %% ../nbs/76_dialogue.ipynb #b9260e77b1
-REPLY = SamplingConfig(max_new_tokens=24, temperature=0.0)
+# %% ../nbs/76_dialogue.ipynb #351daf30be
+REPLY = SamplingConfig(max_new_tokens=16, temperature=0.0)
 
 
 def _alternating(messages: Sequence[Message], where: Callable[[int], str]) -> None:
