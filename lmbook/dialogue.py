@@ -132,7 +132,7 @@ class ChatLessons(Batches):
             targets[b, :n] = np.where(said[1:], row[1:], IGNORE)
         return Batch(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(segments))
 
-# %% ../nbs/76_dialogue.ipynb #5ebab03ffb
+# %% ../nbs/76_dialogue.ipynb #e11b4b70cb
 class Exchange(NamedTuple):
     "What the user says, and what the assistant says to it."
 
@@ -234,10 +234,10 @@ class Talk:
         "Any of these."
         dice = self.rng.random()
         if dice < 0.25: return self.tell()
-        if dice < 0.58 and self.facts: return self.ask(self.rng.choice(list(self.facts)))
-        if dice < 0.68: return self.ask(self.rng.choice([slot for slot in self.slots if slot not in self.facts] or self.slots))
-        if dice < 0.83: return self.ask_persona(self.rng.choice(("name", "town", "job")))
-        if dice < 0.95: return self.ask_weather() if self.sky and dice < 0.90 else self.weather()
+        if dice < 0.54 and self.facts: return self.ask(self.rng.choice(list(self.facts)))
+        if dice < 0.65: return self.ask(self.rng.choice([slot for slot in self.slots if slot not in self.facts] or self.slots))
+        if dice < 0.76: return self.ask_persona(self.rng.choice(("name", "town", "job")))
+        if dice < 0.95: return self.ask_weather() if self.sky and dice < 0.87 else self.weather()
         return self.ask_weather() if dice < 0.97 else self.chat()
 
 
