@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIM_SPECIALS', 'WritingError', 'keystrokes', 'fim_marks', 'fim_order', 'FillInTheMiddle', 'Suggestion', 'Writer']
 
-# %% ../nbs/77_writing.ipynb #4e3226dfae
+# %% ../nbs/77_writing.ipynb #5b7204f8eb
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .batches import Batch
+from .batches import IGNORE, Batch
 from .cache import reader_of, vocab_size_of
 from .core import Check, LmbookError, check_task, evaluating
 from .generation import beam_search, known_to
@@ -56,11 +56,11 @@ def keystrokes(
             if known[unit] and (row[begins[start]] > row[unit]).sum() < k: out[i] = letters + 1
     return out
 
-# %% ../nbs/77_writing.ipynb #08d1114780
-FIM_SPECIALS = ("<|prefix|>", "<|suffix|>", "<|middle|>")
+# %% ../nbs/77_writing.ipynb #19694a0925
+FIM_SPECIALS = ("<|suffix|>", "<|prefix|>")
 
 
-def fim_marks(tokenizer: Tokenizer) -> Marks: # whose sentinels are the three of FIM_SPECIALS, and whose end_id is <eos>
+def fim_marks(tokenizer: Tokenizer) -> Marks: # whose sentinels are the two of FIM_SPECIALS, and whose end_id is <eos>
     "The marks of a tokenizer that was made with FIM_SPECIALS among its special tokens, and with <eos>."
     _check.that(isinstance(tokenizer, Tokenizer), f"A {type(tokenizer).__name__} is no tokenizer of `lmbook.tokenization`.")
     ids = tuple(tokenizer.special(name) for name in FIM_SPECIALS)
@@ -74,54 +74,61 @@ def fim_order(
     start: int,  # where the gap begins, from 0
     end: int,  # and where it ends; the token there is not in it
     marks: Marks,
-) -> list[int]: # <bos>, prefix mark, what stands before the gap, suffix mark, what stands behind it, middle mark, the gap
-    "A text in the order prefix, suffix, middle (Bavarian et al. 2022, section 3). Raises WritingError for a gap outside of the text."
-    row = _check.row(row, marks.vocab_size, "The text").tolist()
-    first = 1 if row and marks.special[row[0]] else 0
-    inside = isinstance(start, int) and isinstance(end, int) and first <= start <= end <= len(row)
-    _check.that(inside, f"The gap {start, end} is none: this text has its tokens from {first} to {len(row)}.")
-    prefix, suffix, middle = marks.sentinels[:3]
-    return [*row[:first], prefix, *row[first:start], suffix, *row[end:], middle, *row[start:end]]
+) -> tuple[list[int], list[int]]: # what is given: <bos>, mark, what is behind the gap, mark, what is before it; and the gap
+    "A text in the order suffix, prefix, middle (SPM of Bavarian et al. 2022). Raises WritingError for a gap outside of the text."
+    ids = _check.row(row, marks.vocab_size, "The text").tolist()
+    first = 1 if ids and marks.special[ids[0]] else 0
+    inside = isinstance(start, int) and isinstance(end, int) and first <= start <= end <= len(ids)
+    _check.that(inside, f"The gap {start, end} is none: this text has its tokens from {first} to {len(ids)}.")
+    suffix, prefix = marks.sentinels[:2]
+    return [*ids[:first], suffix, *ids[end:], prefix, *ids[first:start]], ids[start:end]
 
 
 @dataclass(frozen=True)
 class FillInTheMiddle(Objective):
-    """Causal, but of a share of the texts a span is moved to the end: the model learns to write it after it has read both sides.
+    """Causal, but a share of the texts is put into the order of filling: the model learns to write what leads up to an end that it knows.
 
-    Rows are whole texts that end with <eos>. Bavarian et al. (2022) cut at any two characters; here a span has 1 to `longest` tokens.
+    Rows are whole texts that end with <eos>. Without `longest` the cut is anywhere and all is learned, as in Bavarian et al. (2022): where a
+    gap begins is not marked, so from any place before the cut the rest is a gap. With it only gaps of so many tokens are learned.
     """
 
     marks: Marks  # of `fim_marks`
     share: float = 0.5  # of the texts that are reordered, at least 0 and at most 1
-    longest: int = 12  # tokens of a gap
+    longest: int | None = None  # tokens of a gap, 1 to so many, of which alone (and of its end) a reordered text is learned; None: all of it
 
     shifts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        good = isinstance(self.marks, Marks) and len(self.marks.sentinels) > 2 and self.marks.end_id is not None
+        good = isinstance(self.marks, Marks) and len(self.marks.sentinels) > 1 and self.marks.end_id is not None
         _check.that(good, "marks= is needed: fim_marks(tokenizer).")
         _check.above("share", self.share, zero=True)
         _check.that(self.share <= 1, f"share={self.share} must be at most 1.")
-        _check.count("longest", self.longest)
+        _check.counts(self, "longest")
 
     def __call__(self, rows: Any, rng: np.random.Generator) -> Batch:
         ids, there = self._rows(rows)
-        out = []
+        out, given = [], []
         for b, (row, seen) in enumerate(zip(ids, there)):
             text = row[seen]
             if rng.random() >= self.share:
                 out.append(text)
+                given.append(0)
                 continue
-            first = int(self.marks.special[text[0]])
             _check.that(text[-1] == self.marks.end_id, f"Row {b} does not end with <eos>: give whole texts, one a row.")
+            first = int(self.marks.special[text[0]])
             n = len(text) - 1 - first
             _check.that(n > 0, f"Row {b} has no token beside its marks.")
-            length = int(rng.integers(1, min(self.longest, n) + 1))
+            length = 0 if self.longest is None else int(rng.integers(1, min(self.longest, n) + 1))
             start = first + int(rng.integers(0, n - length + 1))
-            out.append(np.array([*fim_order(text[:-1], start, start + length, self.marks), text[-1]]))
-        return Causal()(out)
+            before, gap = fim_order(text[:-1], start, start + length, self.marks)
+            out.append(np.array([*before, *gap, text[-1]]))
+            given.append(0 if self.longest is None else len(before) - 1)
+        batch = Causal()(out)
+        targets = batch.targets.clone()
+        for b, n in enumerate(given): targets[b, :n] = IGNORE
+        return Batch(batch.ids, targets, batch.segments)
 
-# %% ../nbs/77_writing.ipynb #f78588ed93
+# %% ../nbs/77_writing.ipynb #b900b2221c
 class Suggestion(NamedTuple):
     "Something that a writer could go on with."
 
@@ -206,7 +213,7 @@ class Writer:
         _check.that(0 <= gap[0] <= gap[1] <= len(text), f"The gap {gap} is outside of the text, which has {len(text)} characters.")
         before, after = text[: gap[0]].rstrip(" "), text[gap[1] :]
         row, rest = self._row(before), self.tokenizer.encode(after)
-        ids = fim_order([*row, *rest], len(row), len(row), fim_marks(self.tokenizer))
+        ids, _ = fim_order([*row, *rest], len(row), len(row), fim_marks(self.tokenizer))
         limit = reader_of(self.model).limit
         if limit is not None and len(ids) + longest > limit + 1:
             raise WritingError(f"The text takes {len(ids)} tokens and the gap up to {longest}, and the model reads {limit}: cut the text.")
