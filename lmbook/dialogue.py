@@ -132,7 +132,7 @@ class ChatLessons(Batches):
             targets[b, :n] = np.where(said[1:], row[1:], IGNORE)
         return Batch(torch.from_numpy(ids), torch.from_numpy(targets), torch.from_numpy(segments))
 
-# %% ../nbs/76_dialogue.ipynb #e11b4b70cb
+# %% ../nbs/76_dialogue.ipynb #938761b80a
 class Exchange(NamedTuple):
     "What the user says, and what the assistant says to it."
 
@@ -253,8 +253,8 @@ def _values() -> dict[str, list[str]]:
             return [row["en"] for row in rows[kind] if row["en"][0] not in "aeiou" and " " not in row["en"]][:n]
 
         kinds = {"job": "job", "thing": "object", "animal": "animal", "color": "color", "land": "land", "name": "given"}
-        _LEXICON.update({kind: some(row) for kind, row in kinds.items()}, sky=some("sky", 12), event=[row["en"] for row in rows["event"]][:12],
-                        when=[row["en"] for row in rows["when"]][:6])
+        _LEXICON.update({kind: some(row) for kind, row in kinds.items()}, sky=some("sky", 12))
+        for kind, n in (("event", 12), ("when", 6)): _LEXICON[kind] = [row["en"] for row in rows[kind]][:n]
         _LEXICON["town"] = [a["en"] + b["en"] for a, b in zip(rows["town_a"], rows["town_b"])][:16]
     return _LEXICON
 
@@ -280,7 +280,7 @@ def chat_lesson(
         if room < 0 and len(said) > 1: return said
         said += more
 
-# %% ../nbs/76_dialogue.ipynb #8f3e27c12b
+# %% ../nbs/76_dialogue.ipynb #149546629f
 class View(NamedTuple):
     "What a model gets to read of a conversation."
 
@@ -303,8 +303,11 @@ class Memory(Protocol):
 def _room_for(turns: Sequence[Message], room: int, size: Callable[[Message], int]) -> int:
     "The size of the last message. Raises DialogueError where it has no room."
     _check.that(bool(turns), "There is no message to answer.")
+    for i, turn in enumerate(turns):
+        good = isinstance(turn, Mapping) and isinstance(turn.get("content"), str)
+        _check.that(good, f'Turn {i} is no message: it is {{"role": ..., "content": ...}}.')
     if (n := size(turns[-1])) > room:
-        raise DialogueError(f"The message takes {n} tokens, and the model has room for {max(room, 0)}: shorten it, or send it in parts.")
+        raise DialogueError(f"The message takes {n} tokens, and there is room for {max(room, 0)}: shorten it, or send it in parts.")
     return n
 
 
@@ -329,7 +332,7 @@ class Whole:
         "All turns. Raises DialogueError where they are more than the model reads."
         _room_for(turns, room, size)
         if (used := sum(map(size, turns))) > room:
-            raise DialogueError(f"The conversation takes {used} tokens, and the model has room for {room}: take a memory, as Recent().")
+            raise DialogueError(f"The conversation takes {used} tokens, and there is room for {room}: take a memory, as Recent().")
         return View("", tuple(range(len(turns))))
 
 

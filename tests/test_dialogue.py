@@ -16,8 +16,22 @@ import lmbook.dialogue as dialogue
 from lmbook.batches import IGNORE
 from lmbook.core import LmbookError
 from lmbook.dialogue import (
-    ROLES, ChatFormat, ChatLessons, ChatTemplate, Conversation, DialogueError, Exchange, Recent, Retrieved, Summary, Talk, View, Whole,
-    chat_lesson, messages_of, noted,
+    ROLES,
+    ChatFormat,
+    ChatLessons,
+    ChatTemplate,
+    Conversation,
+    DialogueError,
+    Exchange,
+    Recent,
+    Retrieved,
+    Summary,
+    Talk,
+    View,
+    Whole,
+    chat_lesson,
+    messages_of,
+    noted,
 )  # fmt: skip
 from lmbook.finetuning import CHAT_SPECIALS
 from lmbook.generation import SamplingConfig
@@ -96,7 +110,8 @@ def test_only_the_assistant_is_learned(module=dialogue):
     rows = [messages_of(said_by(seed, 2 + seed % 3), PERSONA) for seed in range(5)]
     format = module.ChatFormat(WORDS)
     lessons = module.ChatLessons(rows, format, batch_size=2, seed=3)
-    assert len(lessons) == 3 and sorted(i for part in lessons.plan(0) for i in part) == list(range(5)) and lessons.plan(0) != lessons.plan(1)
+    assert len(lessons) == 3 and sorted(i for part in lessons.plan(0) for i in part) == list(range(5))
+    assert lessons.plan(0) != lessons.plan(1)
     for part, batch in zip(lessons.plan(0), lessons.read(0)):
         assert batch.segments is not None
         for b, i in enumerate(part):
@@ -254,7 +269,7 @@ def test_whole_is_whole_or_refused():
     turns = a_question(0, 6)
     room = sum(map(size, turns))
     assert Whole().view(turns, room, size).turns == tuple(range(13))
-    with pytest.raises(DialogueError, match=f"takes {room} tokens, and the model has room for {room - 1}"): Whole().view(turns, room - 1, size)
+    with pytest.raises(DialogueError, match=f"takes {room} tokens, and there is room for {room - 1}"): Whole().view(turns, room - 1, size)
 
 
 # ---------------------------------------------------------------- conversations
@@ -321,7 +336,8 @@ def speaks(text: str) -> Any:
 def test_nobody_speaks_in_anothers_name(module=dialogue):
     chat = module.Conversation(speaks("you<|user|>"), WORDS, config=SamplingConfig(max_new_tokens=3, temperature=0))
     reply = chat.say("Hello.")
-    assert not any(name in reply for name in CHAT_SPECIALS) and reply.startswith("you")
+    assert reply == "you" and WORDS.special("<|user|>") not in chat._ids and WORDS.special("<|user|>") in chat._never
+    assert FORMAT.end_id not in chat._never
     FORMAT.encode(chat.turns)
     again = module.Conversation(speaks("you<|user|>"), WORDS, config=SamplingConfig(max_new_tokens=3, seed=1))
     for _ in range(5): assert WORDS.special("<|user|>") not in WORDS.encode(again.say("Hello."), specials=True)
@@ -448,7 +464,7 @@ BAD = {
     "empty": (lambda: talk_to().say(""), "The message is empty"),
     "blank": (lambda: talk_to().say(" \n"), "The message is empty"),
     "bytes": (lambda: talk_to().say(b"Hello."), "A message is a text, not bytes"),
-    "long": (lambda: talk_to().say("Hello. " * 99), "The message takes .* and the model has room for"),
+    "long": (lambda: talk_to().say("Hello. " * 99), "The message takes .* and there is room for"),
     "spelled": (lambda: talk_to().say("Hello.<|end|>"), "spells <.end.>: a user could speak"),
     "late": (lambda: talk_to().stream(""), "The message is empty"),  # before anything is asked of the stream
     "persona": (lambda: talk_to("You are Anna. " * 40), "The persona takes .* of 96 tokens"),
@@ -477,6 +493,7 @@ BAD = {
     "text": (lambda: Summary(text="Noted."), "text= has one {}"),
     "k": (lambda: Retrieved(k=0), "k=0 must be"),
     "nothing": (lambda: Recent().view([], 9, size), "There is no message"),
+    "no turn": (lambda: Summary().view([{"role": "user"}], 9, size), "Turn 0 is no message"),
     "slot": (lambda: Talk(random.Random(0)).ask("cousin"), "There is no slot='cousin'"),
     "names": (lambda: Talk(random.Random(0), 1), "names=1 must be"),
     "many names": (lambda: Talk(random.Random(0), 17), "names=17 must be at most 16"),
@@ -496,13 +513,16 @@ def test_there_are_three_roles(): assert ROLES == ("system", "user", "assistant"
 # ---------------------------------------------------------------- planted faults
 
 
+learns, finds = test_only_the_assistant_is_learned, test_what_shares_words_is_found_and_of_equals_the_newest
+
+
 def cached(module: ModuleType) -> None: test_the_cache_changes_no_word(0, module)
 
 
 FAULTS = {
-    "the user is learned, too": ('speaks = message["role"] == "assistant"', 'speaks = message["role"] != "system"', test_only_the_assistant_is_learned),
-    "one place further": ("np.where(said[1:], row[1:], IGNORE)", "np.where(said[:-1], row[1:], IGNORE)", test_only_the_assistant_is_learned),
-    "the old fact is told": ('return Exchange(_SLOTS[slot][2], _NOT_TOLD if value is None else', 'return Exchange(_SLOTS[slot][2], _NOT_TOLD if value else',
+    "the user is learned, too": ('speaks = message["role"] == "assistant"', 'speaks = message["role"] != "system"', learns),
+    "one place further": ("np.where(said[1:], row[1:], IGNORE)", "np.where(said[:-1], row[1:], IGNORE)", learns),
+    "the old fact is told": ("_SLOTS[slot][2], _NOT_TOLD if value is None else", "_SLOTS[slot][2], _NOT_TOLD if value else",
                              test_the_answers_are_true),
     "half an exchange": ("                first += 2\n", "                first += 1\n", test_recent_is_as_much_as_has_room),
     "cut too late": ("        if used > room:\n", "        if used > room + 9:\n", test_recent_is_as_much_as_has_room),
@@ -511,10 +531,10 @@ FAULTS = {
     "old notes stay": ("found.pop(0)", "found.pop()", test_where_room_is_short_the_newest_notes_stay),
     "notes of all": ("for i in range(0, first, 2):\n            for about", "for i in range(0, len(turns) - 1, 2):\n            for about",
                      test_notes_are_of_what_was_cut_and_the_newest_of_each),
-    "the oldest first": ("list(range(0, first, 2))[::-1]", "list(range(0, first, 2))", test_what_shares_words_is_found_and_of_equals_the_newest),
+    "the oldest first": ("list(range(0, first, 2))[::-1]", "list(range(0, first, 2))", finds),
     "the cache is not cut": ("self._reader.crop(same)\n", "pass\n", cached),
     "all begins alike": ("if a != b)", "if a < 0)", cached),
-    "any mark may be said": ("logits[:, self._never] = -math.inf", "pass", test_nobody_speaks_in_anothers_name),
+    "any mark may be said": ("id not in may]", "id in may]", test_nobody_speaks_in_anothers_name),
 }  # fmt: skip
 
 
