@@ -288,8 +288,9 @@ def known() -> dict[Any, Any]:
     from lmbook.batches import Batches, Examples, TokenStream
     from lmbook.constraints import ByteMachine, RegexMachine
     from lmbook.core import Box
+    from lmbook.dialogue import ChatFormat, Conversation, Recent, Talk
     from lmbook.federated import FederatedConfig, Federation, SecureClient, SecureConfig, Span
-    from lmbook.finetuning import LabelledTexts, LoraConfig, LoraLinear
+    from lmbook.finetuning import CHAT_SPECIALS, LabelledTexts, LoraConfig, LoraLinear
     from lmbook.grammar import Grammar
     from lmbook.knowledge import ExtractorConfig, TripleExtractor
     from lmbook.language_models import NGram
@@ -303,7 +304,7 @@ def known() -> dict[Any, Any]:
     from lmbook.search import Answerer, CrossEncoder, Index
     from lmbook.senses import Captioner, CaptionerConfig, Recognizer, RecognizerConfig, Recording
     from lmbook.small_world import SmallWorld
-    from lmbook.tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
+    from lmbook.tokenization import BPE, SPECIALS, ByteTokenizer, CharTokenizer, Tokenizer, WordTokenizer
     from lmbook.tokenizer_files import HuggingFaceTokenizer
     from lmbook.training import Stateful, TrainConfig, Trainer
     from lmbook.translation import PhraseTable, Summarizer, Translator, TranslatorConfig, WordAligner
@@ -335,6 +336,9 @@ def known() -> dict[Any, Any]:
     long_texts = LongClassifier.fit(labelled, LongConfig(size=8, overlap=2, vocab_size=260, d_model=8, n_head=2, steps=1))
     private = PrivacyConfig(noise=1.0, lot=1, seed=0), TrainConfig(steps=1, device="cpu")
     from_left = Transformer(TransformerConfig(20, 8, 1, 2, positions="rotary", context_length=16)).eval()
+
+    words = WordTokenizer.train(["a goat"], specials=(*SPECIALS, *CHAT_SPECIALS))
+    talker = Transformer(TransformerConfig(words.vocab_size, d_model=8, n_layer=1, n_head=2, context_length=64)).eval()
 
     def fresh() -> Transformer: return copy.deepcopy(model)  # some change what they are given
 
@@ -368,6 +372,8 @@ def known() -> dict[Any, Any]:
         Batches: [examples], SecureClient: [lambda: SecureClient(1, SecureConfig().encode(torch.ones(3), 2), 2, SecureConfig())],
         Span: [Span.of(torch.eye(2, 4))], Pseudonyms: [Pseudonyms(["Ann", "Bo"])],
         ShardedModels: [lambda: ShardedModels([[1, 2], [3]], ["a", "b"], lambda texts, shard: torch.nn.Embedding(9, 9), shards=1)],
+        ChatFormat: [ChatFormat(words)], Talk: [lambda: Talk(random.Random(0))],
+        Conversation: [lambda: Conversation(copy.deepcopy(talker), words, "a goat", Recent())],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ WIDE = {
     "10_corpora": 54, "12_cleaning": 123, "13_duplicates": 44, "14_imbalance": 54, "15_tokenization": 69, "16_language_models": 49,
     "17_perplexity": 87, "18_tokenizer_files": 63, "19_shards": 39, "22_optimizers": 135, "23_batches": 27, "29_embeddings": 127,
     "30_vectors": 100, "31_recurrent": 65, "32_bilstm": 99, "33_recurrent_lm": 133, "34_seq2seq": 128, "39_alignment": 49, "45_runs": 24,
-    "83_cli": 8,
+    "89_cli": 8,
 }  # fmt: skip
 HIGH = {"12_cleaning": 2}
 
@@ -82,8 +82,8 @@ ALLOWED = {
 # Terms of the glossary that are words of everyday English as well, or have another, plain meaning in earlier chapters ("the value of a
 # field", "a power of two", "a head start"): no pattern can tell which is meant.
 EVERYDAY = set("""
-    advantage bias blank block clipped confidence expert floor forgetting frame greedy group head hook key layer level lot mask
-    neighbouring network pack passage pitch policy power precision prompt rank reader recall reduce replay resolution sampling scale
+    advantage bias blank block clipped confidence contradiction exchange expert floor forgetting frame greedy group head hook key layer level lot mask
+    neighbouring network notes pack passage pitch policy power precision prompt rank reader recall reduce replay resolution sampling scale
     score shortcut slope span strength stride timeout trace triple typical uncertainty value vocabulary weight weighted weights window
 """.split())
 
