@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['AssistantError', 'read_conversations', 'with_chat_tokens', 'AssistantConfig', 'template_of', 'finetune_run',
-           'chat_with']
+           'chat_with', 'talk']
 
-# %% ../nbs/83_assistant.ipynb #3e8568c2e6
+# %% ../nbs/83_assistant.ipynb #581d5959f1
 import json
 import math
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from . import __version__
 from .batches import Batches, TokenStream
 from .checkpoints import Checkpoints
 from .core import Check, LmbookError, evaluating, seed_everything, usable_path, write_whole
-from .dialogue import REPLY, ChatFormat, ChatLessons, Conversation, DialogueError, Memory, Recent
-from .finetuning import CHAT_SPECIALS, ChatTemplate, LoraConfig, Message, apply_lora, merge_lora
+from .dialogue import CHAT_TEMPLATE, REPLY, ChatFormat, ChatLessons, Conversation, DialogueError, Memory, Recent
+from .finetuning import CHAT_SPECIALS, ROLES, ChatTemplate, LoraConfig, Message, apply_lora, merge_lora
 from .generation import SamplingConfig, generate
 from .pretrained import save_pretrained
 from .pretraining import Mixture, grow_vocabulary
@@ -33,7 +34,7 @@ from .tokenizer_files import load_tokenizer
 from .training import TrainConfig, Trainer, next_token_loss
 from .transformer import Transformer
 
-# %% ../nbs/83_assistant.ipynb #721594abec
+# %% ../nbs/83_assistant.ipynb #b38061ad79
 class AssistantError(LmbookError):
     "Conversations, or a folder, that no assistant can be made of. The message says what to change."
 
@@ -55,7 +56,7 @@ def _conversation(row: Any) -> list[dict[str, str]]:
         messages = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[answer]}]
         if row.get("system"): messages.insert(0, {"role": "system", "content": row["system"]})
     for message in messages:
-        good = isinstance(message, dict) and isinstance(message.get("content"), str) and message.get("role") in ("system", "user", "assistant")
+        good = isinstance(message, dict) and isinstance(message.get("content"), str) and message.get("role") in ROLES
         _check.that(good, "each message needs a \"role\" (system, user or assistant) and its \"content\", a text.")
     said = [message for message in messages if message["role"] == "assistant"]
     _check.that(bool(said), "the assistant says nothing, so there is nothing to learn.")
@@ -68,6 +69,7 @@ def read_conversations(
 ) -> list[list[dict[str, str]]]:
     "The conversations of a file, one from each line. Raises AssistantError, with the line."
     path = usable_path(path, AssistantError)
+    if path.exists() and not path.is_file(): raise AssistantError(f"{path} is no file.")
     try: lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, ValueError) as why: raise AssistantError(f"{path} cannot be read: {why}.") from why
     found = []
@@ -80,10 +82,10 @@ def read_conversations(
     _check.that(bool(found), f"{path} holds no conversation.")
     return found
 
-# %% ../nbs/83_assistant.ipynb #ae996d48d9
+# %% ../nbs/83_assistant.ipynb #dcf4edfdb2
 def with_chat_tokens(
     run: Run,
-    template: ChatTemplate = ChatTemplate(),
+    template: ChatTemplate = CHAT_TEMPLATE,
     seed: int = 0,  # of the new tokens' first vectors
 ) -> tuple[Transformer, Tokenizer]: # copies, or the same where nothing is missing
     """A model and a tokenizer that know the special tokens of a chat template. What they knew stays as it was, id by id.
@@ -101,12 +103,13 @@ def with_chat_tokens(
         content["added_tokens"] += [{"id": first + i, "content": name, **rules} for i, name in enumerate(missing)]
         path.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
         tokenizer = load_tokenizer(path)
-    same = tokenizer.vocab_size == first + len(missing) and all(tokenizer.specials.get(n) == first + i for i, n in enumerate(missing))
-    _check.that(same, f"This {type(run.tokenizer).__name__} takes no more special tokens. Make it with them: specials=(..., {missing[0]!r}).")
+    numbers = [tokenizer.specials.get(name) for name in missing]
+    same = numbers == list(range(first, tokenizer.vocab_size)) and len(numbers) == len(missing)
+    _check.that(same, f"This {type(run.tokenizer).__name__} takes no more special tokens. Make it with specials=(..., {missing[0]!r}).")
     if tokenizer.vocab_size <= run.model.config.vocab_size: return run.model, tokenizer  # the table has room left
     return grow_vocabulary(run.model, tokenizer.vocab_size, "random", seed=seed), tokenizer
 
-# %% ../nbs/83_assistant.ipynb #8a67ca893a
+# %% ../nbs/83_assistant.ipynb #a787a8b6f4
 @dataclass(frozen=True)
 class AssistantConfig:
     "How a run is taught to answer."
@@ -215,7 +218,7 @@ def finetune_run(
     return load_run(out, config.device)
 
 
-def _train_rows(table: torch.nn.Parameter, rows: torch.Tensor) -> None:
+def _train_rows(table: torch.Tensor, rows: torch.Tensor) -> None:
     "Train these rows of a frozen table, and no others."
     mask = torch.zeros(len(table), 1, device=table.device)
     mask[rows.to(table.device)] = 1
@@ -229,7 +232,6 @@ def _begun(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     try: found = json.loads((out / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         if out.is_dir() and any(out.iterdir()): raise AssistantError(f"{out} is not empty. Give a folder of its own.") from None
-        out.mkdir(parents=True, exist_ok=True)
         return info
     except (OSError, ValueError) as why: raise AssistantError(f"{out} cannot be used: {why}.") from why
     theirs = found.get("assistant") if isinstance(found, dict) else None
@@ -238,11 +240,14 @@ def _begun(out: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
     if other: raise AssistantError(f"{out} was begun with {other}={theirs.get(other)!r}, not {asked[other]!r}. Give another folder.")
     return found
 
-# %% ../nbs/83_assistant.ipynb #7a7ad64e86
+# %% ../nbs/83_assistant.ipynb #a445577938
+_RECENT = Recent()
+
+
 def chat_with(
     run: Run,
     system: str = "",  # who the assistant is; stands in front of all that is said
-    memory: Memory = Recent(),
+    memory: Memory = _RECENT,
     config: SamplingConfig = REPLY,
     turns: Sequence[Message] = (),  # said before, user and assistant by turns
 ) -> Conversation:
@@ -253,3 +258,25 @@ def chat_with(
         raise AssistantError(f"The model in {run.folder} was not taught to answer: it has no token {missing[0]}. See `finetune_run`.")
     try: return Conversation(run.model, run.tokenizer, system, memory, config, template=template, turns=turns)
     except DialogueError as why: raise AssistantError(str(why)) from why
+
+
+def talk(
+    chat: Conversation,
+    lines: Iterable[str],  # what the user types; /undo takes the last exchange back, /again asks for another answer, /quit ends
+    note: Callable[[str], Any] = lambda line: None,  # is told what is no answer: what was taken back, or cannot be said
+) -> Iterator[tuple[str, Iterator[str]]]: # what was asked, and the answer, piece by piece: read it to its end before the next
+    "A conversation line by line. What cannot be said leaves it as it was."
+    for line in lines:
+        text = line.strip().lstrip("\ufeff")
+        if text == "/quit": return
+        try:
+            if text == "/undo": note(f"taken back: {chat.undo()}")
+            elif text == "/again":
+                again = chat.regenerate()
+                yield chat.turns[-2]["content"], iter([again])
+            elif text.startswith("/"): note(f"There is no {text.split()[0]}: only /undo, /again and /quit.")
+            elif text:
+                pieces = chat.stream(text)
+                first = next(pieces, "")  # what cannot be said shows here
+                yield text, chain((first,), pieces)
+        except LmbookError as why: note(str(why))

@@ -6,7 +6,7 @@
 __all__ = ['EPOCHS', 'RunError', 'RunConfig', 'sort_settings', 'make_tokenizer', 'seconds_per_step', 'plan_steps', 'Run',
            'load_run', 'muon_and_adamw', 'train_run']
 
-# %% ../nbs/45_runs.ipynb #319ad90c3f
+# %% ../nbs/45_runs.ipynb #0c69a40c31
 import copy
 import hashlib
 import json
@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -165,7 +166,7 @@ def plan_steps(
     plan = {"steps": max(10, min(steps, EPOCHS * len(stream))), "dtype": dtype}
     return ranks.agree(plan) if ranks else plan
 
-# %% ../nbs/45_runs.ipynb #849d50b9b8
+# %% ../nbs/45_runs.ipynb #aa84ef5ded
 @dataclass
 class Run:
     "A model with its tokenizer, as they come from a folder."
@@ -203,6 +204,7 @@ def load_run(
     if not folder.is_dir(): raise RunError(f"There is no folder {folder}.")
     info = _read_info(folder)
     if info and not (folder / "model.safetensors").exists(): model = _newest(folder, info)
+    elif _rounded(weights := folder / "model.safetensors"): model = import_module("lmbook.quantization").load_quantized(weights)
     else: model = load_pretrained(folder)
     if model.config.kind != "decoder": raise RunError(f"{folder} holds an {model.config.kind}; what writes is a decoder.")
     tokenizer = load_tokenizer(folder)
@@ -212,6 +214,15 @@ def load_run(
             "They do not belong together."
         )
     return Run(folder, model.to(best_device(device)).eval(), tokenizer, info)
+
+
+def _rounded(path: Path) -> bool:
+    "Whether a file of weights is one of `lmbook.quantization` (chapter 78)."
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file: return "quantization" in json.loads((file.metadata() or {}).get("lmbook", "{}"))
+    except (OSError, SafetensorError, ValueError): return False
 
 
 def _newest(folder: Path, info: Mapping[str, Any]) -> Transformer:

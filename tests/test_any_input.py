@@ -6,22 +6,24 @@ What is fair stands at the top of `tests/any_input.py`. `--hypothesis-profile=se
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import io
+import json
 import os
 import random
 import re
 import shutil
 import sys
 import tempfile
+import types
 import warnings
 from collections.abc import Iterator
+from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -55,7 +57,12 @@ MUCH = {"9" * 30, "1e400", "inf"}  # where there is one of these, the command ma
 SETTINGS = [f"{k}={v}" for k, v in (SMALL | CPU).items()]
 VALID: dict[str, tuple[list[str], list[str]]] = {  # words by place, and options, that are quick
     "train": ([], ["--text", "mine.txt", "--by", "line", "--out", "new", "--steps", "1", "--tokenizer", "bytes", "--set", *SETTINGS]),
+    "finetune": (["run"], ["--conversations", "asked.jsonl", "--out", "new", "--epochs", "1", "--device", "cpu"]),
+    "clean": ([], ["--text", "mine.txt", "--out", "new", "--steps", "normalise", "empty"]),
+    "quantize": (["run"], ["--out", "new", "--group-size", "8"]),
     "generate": (["run"], ["--tokens", "2"]),
+    "chat": (["run"], []),
+    "doctor": ([], []),
     "evaluate": (["run"], ["--text", "mine.txt", "--megabytes", "0.001"]),
     "tokenize": (["run", "a text"], []),
     "export": (["run"], ["--out", "new"]),
@@ -65,33 +72,50 @@ FIELDS = [f"{field}={value}" for field in any_input.settings_of_a_run() for valu
     "[1]", '{"a": 1}', "maybe", "\0", "")]
 
 
-@cache
-def subcommands() -> dict[str, argparse.ArgumentParser]:
-    [found] = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
-    return dict(found.choices)
+class Option(NamedTuple):
+    "An option of a command, by the field of its dataclass."
+
+    name: str
+    kind: Literal["place", "flag", "one", "several"]
+    number: bool = False
+    choices: tuple[str, ...] = ()
 
 
-def options_of(command: argparse.ArgumentParser) -> list[argparse.Action]:
-    return [action for action in command._actions if not isinstance(action, argparse._HelpAction | argparse._VersionAction)]
+def option_of(name: str, hint: Any) -> Option | None:
+    marks = []
+    while get_origin(hint) is Annotated:
+        hint, *more = get_args(hint)
+        marks += map(str, more)
+    if any("suppress" in mark.lower() for mark in marks): return None
+    parts = [part for part in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)) if part is not type(None)]
+    choices = [word for part in parts for word in get_args(part) if get_origin(part) is Literal]
+    several = any(get_origin(part) is tuple for part in parts)
+    kind = "place" if any("positional" in mark.lower() for mark in marks) else "flag" if hint is bool else "several" if several else "one"
+    return Option(name, kind, bool({int, float} & {*parts}), tuple(choices))
 
 
-def values_for(action: argparse.Action, names: list[str]) -> list[str]:
-    "What may stand behind an option, by what the parser knows of it."
-    if action.type in (int, float): return [*NUMBERS, "word"]
-    if action.dest == "set": return [*FIELDS, *WORDS, "=", "=1", "a=", "lr", "lr==1"]
-    return [*names, *WORDS, *(action.choices or ())]
+def options_of(name: str) -> list[Option]:
+    hints = get_type_hints(cli.COMMANDS[name], include_extras=True)
+    return [found for f in fields(cli.COMMANDS[name]) if (found := option_of(f.name, hints[f.name]))]
 
 
-def called(name: str, *given: tuple[argparse.Action, list[str]]) -> list[str]:
+def values_for(option: Option, names: list[str]) -> list[str]:
+    "What may stand behind an option, by what is known of it."
+    if option.number: return [*NUMBERS, "word"]
+    if option.name == "set": return [*FIELDS, *WORDS, "=", "=1", "a=", "lr", "lr==1"]
+    return [*names, *WORDS, *option.choices]
+
+
+def called(name: str, *given: tuple[Option, list[str]]) -> list[str]:
     "The words of a command that has these options beside, or in place of, the valid ones."
-    command = subcommands()[name]
-    by_place = [action for action in options_of(command) if not action.option_strings]
+    by_place = [option for option in options_of(name) if option.kind == "place"]
     first, more = list(VALID[name][0]), []
-    for action, values in given:
-        if action in by_place: first[by_place.index(action)] = values[0]
-        elif action.nargs == 0: more.append(action.option_strings[-1])
-        elif action.nargs is None: more.append(f"{action.option_strings[-1]}={values[0]}")
-        else: more += [action.option_strings[-1], *values]
+    for option, values in given:
+        words = "--" + option.name.replace("_", "-")
+        if option in by_place: first[by_place.index(option)] = values[0]
+        elif option.kind == "flag": more.append(words)
+        elif option.kind == "one": more.append(f"{words}={values[0]}")
+        else: more += [words, *values]
     return [name, *first, *VALID[name][1], *more]
 
 
@@ -99,6 +123,8 @@ def called(name: str, *given: tuple[argparse.Action, list[str]]) -> list[str]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     train_run(config(write_stories(folder), steps=1), folder / "run")
+    rows = [{"prompt": "Who?", "answer": "A cat."}] * 2
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "mine.txt").write_text("".join(story + "\n" for story in STORIES[:5]), encoding="utf-8")
     return folder
 
@@ -144,7 +170,7 @@ def what_is_wrong(words: list[str], code: int, err: str, before: set[str], after
     if "Traceback" in err: return "a traceback"
     if code == 130 and not any(much in word for word in words for much in MUCH): return "no end"
     if code == 1 and (len(mine) != 1 or lines[-1] != mine[0]): return "more or less than one line"
-    if code == 2 and not re.search(r"^lmbook( \w+)?: error: ", err, re.MULTILINE): return "no line that says what is wrong with the words"
+    if code == 2 and not re.search(r"For full helptext|^lmbook: ", err, re.MULTILINE): return "nothing that says what is wrong with the words"
     if code not in (0, 1, 2, 130): return "another code"
     new = {name for name in after - before if name.split("/")[0] != "run"}
     if half := [name for name in new if Path(name).name.startswith(".")]: return f"left behind: {half}"
@@ -174,17 +200,18 @@ def try_commands(cases: list[list[str]], template: Path, folder: Path, monkeypat
     return problems
 
 
-@pytest.mark.parametrize("name", sorted(subcommands()))
+@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
 def test_whatever_an_option_is_given_the_command_ends_well_or_in_one_line(name, template, place, monkeypatch):
-    command, cases = subcommands()[name], []
+    cases = []
     names = make_place(template, place / "names")
     draw, few = rng(name), TIMES * (1 if name == "train" else 5)
-    for action in options_of(command):
-        values = list(dict.fromkeys(values_for(action, names)))
-        cases += [called(name, (action, [value])) for value in draw.sample(values, min(len(values), 1 if action.nargs == 0 else few))]
+    options = options_of(name)
+    for option in options:
+        values = list(dict.fromkeys(values_for(option, names)))
+        cases += [called(name, (option, [value])) for value in draw.sample(values, min(len(values), 1 if option.kind == "flag" else few))]
     for _ in range(10 * TIMES):
-        actions = draw.sample(options_of(command), 3)
-        cases.append(called(name, *((action, draw.choices(values_for(action, names), k=draw.choice([1, 1, 2]))) for action in actions)))
+        drawn = draw.sample(options, min(3, len(options)))
+        cases.append(called(name, *((option, draw.choices(values_for(option, names), k=draw.choice([1, 1, 2]))) for option in drawn)))
     problems = try_commands(cases, template, place, monkeypatch)
     print(f"{name}: {len(cases)} tried")
     assert not problems, "\n".join([f"{len(problems)} of {len(cases)}", *problems])

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -85,11 +90,141 @@ def test_the_command_from_nothing_to_text(text: Path, tmp_path: Path):
 
 def test_help_names_every_command_and_a_wrong_one_is_code_2():
     done = call("--help")
-    commands = ("train", "generate", "evaluate", "tokenize", "export", "plan")
-    assert done.returncode == 0 and all(word in done.stdout for word in commands)
-    for command in commands: assert "for example:  lmbook" in call(command, "--help").stdout
-    assert call("trian").returncode == 2 and call("train").returncode == 2 and call().returncode == 2
+    assert done.returncode == 0 and all(re.search(rf"^  {word} ", done.stdout, re.MULTILINE) for word in cli.COMMANDS)
+    for name, kind in cli.COMMANDS.items():
+        with contextlib.redirect_stdout(io.StringIO()) as help: assert main([name, "--help"]) == 0
+        said = " ".join(re.findall(r"[^\s│]+", help.getvalue()))
+        for option in (f for f in fields(kind) if f.name not in ("folder", "tokenizer", "words", "model", "train")):
+            assert f"--{option.name.replace('_', '-')}" in said or name == "tokenize", (name, option.name)
+        for line in kind.example.split("\n"): assert line in said and shlex.split(line)[:2] == ["lmbook", name], said[:400]
+    assert main(["trian"]) == 2 and main(["train"]) == 2 and main([]) == 2
     assert call("--version").stdout.startswith("lmbook 0.")
+
+
+def test_nothing_is_coloured_but_on_a_terminal():
+    for words in (["train", "--help"], ["train", "--nothing"]):
+        done = call(*words)
+        assert "\x1b[" not in done.stdout + done.stderr and len(done.stdout + done.stderr) > 300
+
+
+EXAMPLES = [line for kind in cli.COMMANDS.values() for line in kind.example.split("\n")]
+
+
+@pytest.mark.parametrize("line", EXAMPLES)
+def test_every_example_is_one(line: str): assert cli._parse(shlex.split(line)[1], shlex.split(line)[2:])
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_options_may_stand_in_a_file(name: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    "What --show-config prints, --config reads; what is said on the command line comes before it; a wrong line is named."
+    file, line = tmp_path / "options.toml", cli.COMMANDS[name].example.split("\n")[-1]
+    words = shlex.split(line)[1:]
+    out, _ = generated(capsys, *words, "--show-config")
+    file.write_text(out, encoding="utf-8")
+    assert generated(capsys, name, "--config", file, "--show-config")[0] == out
+    assert '"json": true' not in out and generated(capsys, name, f"--config={file}", "--json", "--show-config")[0] == out.replace(
+        "json = false", "json = true")  # fmt: skip
+    empty, _ = generated(capsys, name, "--show-config")
+    assert tomllib.loads(empty).keys() <= {f.name for f in fields(cli.COMMANDS[name])}
+    for text, says in (("jsn = true", "Did you mean json?"), ("json = 3", "json=3 must be"), ("json =", "cannot be read as TOML")):
+        file.write_text(text, encoding="utf-8")
+        assert says in fails(capsys, name, "--config", file)
+    assert "There is no file" in fails(capsys, name, "--config", tmp_path / "none.toml")
+
+
+def test_a_run_by_a_file(text: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    settings = "".join(f"{name} = {json.dumps(value)}\n" for name, value in SMALL.items())
+    (tmp_path / "run.toml").write_text(
+        f'text = [{json.dumps(str(text))}]\nby = "line"\nsteps = 3\nbatch_size = 4\nout = {json.dumps(str(tmp_path / "run"))}\n'
+        f'[model]\n{settings}[train]\ndevice = "cpu"\n', encoding="utf-8")  # fmt: skip
+    out, _ = generated(capsys, "train", "--config", tmp_path / "run.toml", "--json")
+    assert json.loads(out)["step"] == 3 and load_run(tmp_path / "run", "cpu").model.config.d_model == SMALL["d_model"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    script, _ = generated(capsys, "completion", shell)
+    assert all(name in script for name in cli.COMMANDS) and "--batch-size" in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script, encoding="utf-8")
+        assert subprocess.run([shell, "-n", str(tmp_path / "script")], capture_output=True).returncode == 0
+    if shell == "bash":
+        ask = f'source {tmp_path / "script"}; COMP_WORDS=(lmbook tr); COMP_CWORD=1; COMP_LINE="lmbook tr"; COMP_POINT=9; '
+        ask += "$(complete -p lmbook | sed 's/.*-F \\([^ ]*\\).*/\\1/') lmbook tr lmbook; echo ${COMPREPLY[@]}"
+        assert subprocess.run(["bash", "-c", ask], capture_output=True, text=True).stdout.split()[:1] == ["train"]
+
+
+def test_no_completion_for_others(capsys: pytest.CaptureFixture):
+    assert "only for bash, zsh" in fails(capsys, "completion", "cmd") and "Which shell?" in fails(capsys, "completion")
+
+
+def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    facts = json.loads(generated(capsys, "doctor", "--json")[0])
+    assert facts["torch"] == torch.__version__ and facts["extras"]["cleaning"] == [] and facts["cores"] >= 1
+    found = importlib.metadata.version
+    def without(name: str) -> str:
+        if name == "opencc": raise importlib.metadata.PackageNotFoundError(name)
+        return found(name)
+    monkeypatch.setattr(importlib.metadata, "version", without)
+    assert re.search(r"^cleaning +missing: opencc +pip install 'lmbook\[cleaning\]'", generated(capsys, "doctor")[0], re.MULTILINE)
+
+
+def test_clean(tmp_path: Path, capsys: pytest.CaptureFixture):
+    texts = (*STORIES[:9], STORIES[0], "  ")
+    (tmp_path / "crawl.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    words = ("clean", "--text", tmp_path / "crawl.jsonl", "--out", tmp_path / "clean", "--steps", "exact", "empty")
+    out, _ = generated(capsys, *words)
+    assert out.splitlines()[0].split() == ["11", "crawled"] and out.splitlines()[-1].endswith("9 records")
+    assert generated(capsys, *words)[0] == out  # it was done already
+    assert json.loads(generated(capsys, *words, "--json")[0])["input"]["records"] == 11
+    assert "made with other settings (steps differ)" in fails(capsys, *words[:-1])
+    assert main([*map(str, words), "polish"]) == 2
+    assert "Which text?" in fails(capsys, "clean", "--out", tmp_path / "b") and "There are: mojibake" in fails(capsys, *words[:-2])
+
+
+def test_quantize(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out, _ = generated(capsys, "quantize", folder, "--out", tmp_path / "small", "--group-size", "8")
+    assert re.search(r"small: [\d,]+ bytes", out)
+    small, whole = load_run(tmp_path / "small", "cpu"), load_run(folder, "cpu")
+    assert small.info["quantized"]["bits"] < 9 and small.info["result"] == whole.info["result"]
+    ids = torch.tensor([whole.tokenizer.encode("The cat")])
+    assert 0 < (small.model(ids) - whole.model(ids)).abs().max() < 1
+    for words in (("generate", tmp_path / "small", "--tokens", "3"), ("evaluate", tmp_path / "small", "--text", folder / "README.md")):
+        generated(capsys, *words, "--device", "cpu")
+    assert "exists, and is not replaced" in fails(capsys, "quantize", folder, "--out", tmp_path / "small")
+    assert "rounded already" in fails(capsys, "quantize", tmp_path / "small", "--out", tmp_path / "b")
+    assert "rounded already" in fails(capsys, "export", tmp_path / "small", "--out", tmp_path / "b")
+    assert "give some of the model's kind with --text" in fails(capsys, "quantize", folder, "--out", tmp_path / "b", "--method", "gptq")
+    assert "group_size=7" in fails(capsys, "quantize", folder, "--out", tmp_path / "b", "--group-size", "7")
+    assert not (tmp_path / "b").exists()
+    more = ("--method", "gptq", "--group-size", "8", "--text", folder / "README.md", "--out", tmp_path / "c")
+    assert "bytes" in generated(capsys, "quantize", folder, *more)[0]
+
+
+def test_an_assistant_is_taught_and_talks(
+    folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("".join(json.dumps({"prompt": "Who?", "answer": "A cat."}) + "\n" for _ in range(9)), encoding="utf-8")
+    words = ("finetune", folder, "--conversations", asked, "--out", tmp_path / "made", "--device", "cpu", "--epochs", "30", "--lr", "0.01")
+    out, err = generated(capsys, *words, "--text", text)
+    assert "lmbook chat" in out and "conversations to learn from" in err and "100% word for word" in out
+    assert "is finished" in generated(capsys, *words, "--text", text)[1]
+
+    def said(*lines: str, more: tuple = ()) -> tuple[str, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(line + "\n" for line in lines)))
+        return generated(capsys, "chat", tmp_path / "made", "--device", "cpu", *more)
+
+    assert said("Who?", "", "/again")[0].splitlines() == ["A cat.", "A cat."]
+    assert "taken back: Who?" in said("Who?", "/undo")[1] and "Nothing was said yet" in said("/undo")[1]
+    assert "There is no /help" in said("/help", "/quit", "never")[1]
+    rows = said("Who?", more=("--json", "--transcript", str(tmp_path / "said.jsonl")))[0]
+    assert json.loads(rows) == {"user": "Who?", "assistant": "A cat."}
+    said("Who?", more=("--transcript", str(tmp_path / "said.jsonl")))
+    assert len((tmp_path / "said.jsonl").read_text().splitlines()) == 4
+    assert "Teach it with: lmbook finetune" in fails(capsys, "chat", folder)
+    asked.write_text('{"prompt": "x"}\n')
+    assert "Line 1" in fails(capsys, "finetune", folder, "--conversations", asked, "--out", tmp_path / "b")
 
 
 def test_plan(capsys: pytest.CaptureFixture):
@@ -361,7 +496,8 @@ def test_advice_is_in_the_words_of_the_command(text: Path, tmp_path: Path, capsy
     (tmp_path / "twice.csv").write_text("text,text\nA,1\n")
     said = [fails(capsys, *train_words(path, tmp_path / "a")) for path in sorted(tmp_path.iterdir())]
     assert len(said) == 7 and not any(re.search(r"\b\w+=['\[]|a function of|\bpass\b", line) for line in said), said
-    assert "--encoding" in said[1] and sum("--column" in line for line in said) == 2 and sum("--skip" in line for line in said) == 2
+    assert "--encoding" in said[1]
+    for option in ("--column", "--on-error skip"): assert sum(option in line for line in said) == 2
     for options in (["--encoding", "gb18030"], ["--encoding", "detect"]):
         assert main(train_words(tmp_path / "gbk.txt", tmp_path / options[1]) + options) == 0
 

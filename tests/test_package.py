@@ -396,12 +396,12 @@ def test_the_second_example_of_the_readme_trains_and_goes_on(tmp_path: Path):
 
 
 def test_every_line_of_the_command_in_the_readme_is_one(tmp_path: Path):
-    from lmbook.cli import _parser
+    from lmbook.cli import _parse
 
     [block] = re.findall(r"## A model of your own text\n\n```bash\n(.*?)```", README, re.DOTALL)
     words = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
     assert [w[:2] for w in words] == [["lmbook", c] for c in ("train", "generate", "evaluate", "evaluate", "tokenize")]
-    for line in words: _parser().parse_args(line[1:])
+    for line in words: _parse(line[1], line[2:])
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

@@ -82,7 +82,8 @@ ALLOWED = {
 # Terms of the glossary that are words of everyday English as well, or have another, plain meaning in earlier chapters ("the value of a
 # field", "a power of two", "a head start"): no pattern can tell which is meant.
 EVERYDAY = set("""
-    advantage bias blank block clipped confidence contradiction exchange expert floor forgetting frame greedy group head hook key layer level lot mask
+    advantage bias blank block clipped confidence contradiction exchange expert floor
+    forgetting frame greedy group head hook key layer level lot mask
     neighbouring network notes pack passage pitch policy power precision prompt rank reader recall reduce replay resolution sampling scale
     score shortcut slope span strength stride timeout trace triple typical uncertainty value vocabulary weight weighted weights window
 """.split())
