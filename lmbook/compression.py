@@ -340,7 +340,7 @@ def stored_bytes(
         seen.add(id(layer.weight))
     return total + sum(t.nbytes for t in (*model.parameters(), *model.buffers()) if id(t) not in seen)
 
-# %% ../nbs/80_compression.ipynb #880f068be5
+# %% ../nbs/80_compression.ipynb #c07e494402
 class Importance(NamedTuple):
     "How much the loss is expected to change if a part is left out, of each layer."
 
@@ -372,16 +372,15 @@ def importance(
     rows, c = _rows(model, calibration, tokenizer), model.config
     heads, channels, layers = torch.zeros(len(blocks), c.n_head), torch.zeros(len(blocks), c.hidden), torch.zeros(len(blocks))
 
-    def slope(layer: nn.Linear) -> Tensor: # (K,)
-        grad = layer.weight.grad
-        return (layer.weight.detach() * (torch.zeros_like(layer.weight) if grad is None else grad)).sum(0).float().cpu()
+    def slope(p: Tensor) -> Tensor: # as p: how the loss changes with a gate on each number
+        return (torch.zeros_like(p) if p.grad is None else p.detach() * p.grad).float().cpu()
 
     with _gradients(model, rows) as each:
         for _ in each:
             for i, block in enumerate(blocks):
-                out, down = slope(block.attention.out), slope(block.mlp.down)
-                biases = [m.bias for m in (block.attention.out, block.mlp.down) if m.bias is not None and m.bias.grad is not None]
-                rest = sum(float((b.detach() * b.grad).sum()) for b in biases)
+                out, down = slope(block.attention.out.weight).sum(0), slope(block.mlp.down.weight).sum(0)
+                biases = [m.bias for m in (block.attention.out, block.mlp.down) if m.bias is not None]
+                rest = sum((slope(b).sum() for b in biases), torch.zeros(()))
                 heads[i] += out.unflatten(0, (c.n_head, -1)).sum(1).abs()
                 channels[i] += down.abs()
                 layers[i] += (out.sum() + down.sum() + rest).abs()
