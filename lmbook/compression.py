@@ -7,7 +7,7 @@ __all__ = ['PruneMethod', 'Layout', 'CompressionError', 'PruneConfig', 'keep_mas
            'SparseTraining', 'stored_bytes', 'Importance', 'importance', 'shrink', 'LowRankLinear', 'low_rank_factors',
            'low_rank', 'distill_loss', 'DistillConfig', 'distilling']
 
-# %% ../nbs/80_compression.ipynb #8c0a20f189
+# %% ../nbs/80_compression.ipynb #a1c8559d87
 import copy
 import math
 import re
@@ -20,12 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import Attention
 from .batches import IGNORE, Batch
 from .core import Check, LmbookError, TextTokenizer, TokenModel, at_least_float32, check_task, evaluating, scores_of
 from .finetuning import Bottleneck, LoraLinear
 from .quantization import QuantizedLinear, Seen, activations
 from .training import Event, Loss, Trainer, next_token_loss
-from .transformer import Block, Transformer
+from .transformer import Block, FeedForward, Transformer
 
 # %% ../nbs/80_compression.ipynb #c6e850f064
 class CompressionError(LmbookError):
@@ -340,7 +341,7 @@ def stored_bytes(
         seen.add(id(layer.weight))
     return total + sum(t.nbytes for t in (*model.parameters(), *model.buffers()) if id(t) not in seen)
 
-# %% ../nbs/80_compression.ipynb #c07e494402
+# %% ../nbs/80_compression.ipynb #2aa6895f9a
 class Importance(NamedTuple):
     "How much the loss is expected to change if a part is left out, of each layer."
 
@@ -354,8 +355,10 @@ def _stack(model: Any) -> Sequence[Block]:
     _check.that(isinstance(model, Transformer), f"This takes a lmbook Transformer, not a {type(model).__name__}.")
     c = model.config
     _check.that(c.kind != "encoder-decoder", "An encoder-decoder has two stacks, and this takes models with one.")
-    _linears(model)
-    return list((model.decoder if model.decoder is not None else model.encoder).blocks)
+    names, blocks = _linears(model), list((model.decoder if model.decoder is not None else model.encoder).blocks)
+    plain = all(type(b.mlp) is FeedForward and type(b.attention) is Attention for b in blocks)
+    _check.that(plain and len(names) == (6 + c.gated) * len(blocks), "The blocks hold other parts than attention and an MLP: shrink first.")
+    return blocks
 
 
 def importance(
@@ -446,7 +449,8 @@ def shrink(
         for block, some in zip(stack.blocks, found):
             for layer in filter(None, (block.mlp.up, block.mlp.gate)): _take(layer, some, 0)
             _take(block.mlp.down, some, 1)
-    small = Transformer(replace(c, **changes)).to(next(model.parameters()).dtype)
+    with torch.random.fork_rng(devices=[]): small = type(model)(replace(c, **changes)).to(next(model.parameters()))
+    if not model.has_scores: small.drop_scores()
     small.load_state_dict(new.state_dict(), assign=True)
     if c.tie and small.has_scores: small.out.weight = small.embed.tokens.weight
     return small.train(model.training)

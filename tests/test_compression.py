@@ -35,6 +35,7 @@ from lmbook.compression import (
     sparsity_of,
     stored_bytes,
 )
+from lmbook.experts import MoEConfig, with_experts
 from lmbook.finetuning import LoraConfig, apply_lora
 from lmbook.generation import SamplingConfig, generate
 from lmbook.quantization import QuantizeConfig, pack, quantize
@@ -331,6 +332,16 @@ def test_a_smaller_model_is_used_and_trained_as_any_other():
     assert shrink(model).config.n_layer == 2 and shrink(copy.deepcopy(model).train(), 2, by=importance(model, ROWS)).training
 
 
+def test_a_body_without_scores_and_the_dice_stay_as_they_are():
+    model, ids = plain(), models.ids(2, 9)
+    whole = shrink(model, channels=[[0, 1]] * 2).hidden(ids)
+    model.drop_scores()
+    state = torch.get_rng_state()
+    body = shrink(model, channels=[[0, 1]] * 2)
+    assert torch.equal(torch.get_rng_state(), state) and not body.has_scores
+    models.close(body.hidden(ids), whole)
+
+
 def test_importance_is_the_slope_of_a_gate(module: ModuleType = compression):
     model = models.make("decoder", "gpt2")
     found, c = module.importance(model, ROWS), model.config
@@ -510,6 +521,8 @@ WRONG = [
     (lambda: shrink(models.make("decoder", "llama"), [[0], [0]]), "share keys"),
     (lambda: shrink(models.make("decoder", "alibi", n_kv_head=None), [[0], [0]]), "ALiBi"),
     (lambda: shrink(models.make("encoder-decoder", "gpt2"), layers=[0]), "two stacks"), (lambda: shrink(nn.Linear(2, 2)), "not a Linear"),
+    (lambda: shrink(with_experts(plain(), MoEConfig(n_expert=2, top_k=1)), [[0], [0]]), "shrink first"),
+    (lambda: shrink(low_rank(plain(), 0.6), [[0], [0]]), "shrink first"),
     (lambda: low_rank(plain(), 1.0), "below 1"), (lambda: low_rank(plain(), 0.01), "leaves no rank"),
     (lambda: low_rank_factors(matrix(), 7), "at most rank 6, not 7"), (lambda: low_rank_factors(matrix(), 0), "rank=0"),
     (lambda: low_rank_factors(matrix(), 3, hessian(8)), "not \\(8, 8\\)"),
