@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SamplingConfig', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'warp', 'penalise', 'generator_of', 'draw',
-           'read_prompts', 'check_lengths', 'end_of_text', 'known_to', 'TextStream', 'Constraint', 'generate',
-           'Hypothesis', 'beam_search', 'stream', 'generate_text']
+           'read_prompts', 'check_lengths', 'end_of_text', 'known_to', 'TextStream', 'Constraint', 'NoRepeat',
+           'generate', 'Hypothesis', 'beam_search', 'stream', 'generate_text']
 
 # %% ../nbs/41_generation.ipynb #857445d2a8
 import codecs
@@ -192,7 +192,7 @@ def draw(
         message = "There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0."
         raise GenerationError(message) from error
 
-# %% ../nbs/41_generation.ipynb #df212e40b7
+# %% ../nbs/41_generation.ipynb #3a1e3c5288
 def _plain(x: Any) -> Any:
     "Tensors and arrays as lists and numbers."
     return x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, Iterable) else x
@@ -292,7 +292,7 @@ class Constraint(Protocol):
     def complete(self, state: Any) -> bool: ...  # whether the text may end here and nothing else may follow
 
 
-class _NoRepeat:
+class NoRepeat:
     "What may not follow, so that no n tokens in a row come twice in a text: of one row, whose ids are added to the list from outside."
 
     def __init__(self, n: int, row: list[int]):
@@ -319,7 +319,7 @@ class _Chooser:
     ):
         self.config, self.constraint, self.rows, self.device, self.tokenizer = config, constraint, rows, device, tokenizer
         self.written, self.eos = 0, sorted(end_of_text(config, tokenizer))
-        self.repeats = [] if config.no_repeat_ngram is None else [_NoRepeat(config.no_repeat_ngram, row) for row in rows]
+        self.repeats = [] if config.no_repeat_ngram is None else [NoRepeat(config.no_repeat_ngram, row) for row in rows]
         self.generator: torch.Generator | None = None
         if config.temperature != 0: self.generator = generator_of(config, device)
         self.states: list[Any] = [] if constraint is None else [constraint.start] * len(rows)
