@@ -6,10 +6,9 @@
 __all__ = ['Finish', 'BatchingError', 'QueueFull', 'EngineConfig', 'Request', 'Event', 'EngineStats', 'Blocks', 'PagedCache',
            'Engine', 'OneAtATime']
 
-# %% ../nbs/86_batching.ipynb #2bb1fac818
+# %% ../nbs/86_batching.ipynb #e181b089ff
 import array
 import hashlib
-import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -22,10 +21,10 @@ from torch import Tensor, nn
 
 from .cache import GenerationError, StepReader, device_of, reader_of
 from .core import Check, LmbookError
-from .generation import Constraint, NoRepeat, SamplingConfig, end_of_text, generator_of, penalise, warp
+from .generation import Chooser, Constraint, SamplingConfig, warp
 from .transformer import Transformer
 
-# %% ../nbs/86_batching.ipynb #e47cfd4a5b
+# %% ../nbs/86_batching.ipynb #4723ea33d1
 class BatchingError(LmbookError):
     "Something about a request or an engine's settings that the user can mend. The message says what is wrong and what to do about it."
 
@@ -112,14 +111,12 @@ class Blocks:
     """Which blocks of a cache are free, and how many users each of the others has.
 
     A full block can be registered under a digest of all tokens up to its end. When its last user lets it go it is kept, and found again
-    by its digest, until its room is needed: the one that was let go first goes first. Block 0 is nobody's: padding points at it.
+    by its digest, until its room is needed: the one that was let go first goes first.
     """
 
     def __init__(self, n: int): # blocks, numbered from 1
         _check.count("n", n)
-        self.n = n
-        self.free = list(range(n, 0, -1))
-        self.users = [0] * (n + 1)
+        self.n, self.free, self.users = n, set(range(1, n + 1)), [0] * (n + 1)
         self.digests: dict[int, bytes] = {}  # of registered blocks
         self.known: dict[bytes, int] = {}  # and back
         self.unused: OrderedDict[int, None] = OrderedDict()  # registered, without a user; the first is the oldest
@@ -132,9 +129,23 @@ class Blocks:
     def _used(self, block: int) -> None:
         if not 1 <= block <= self.n or not self.users[block]: raise BatchingError(f"Block {block} has no user. Was it released twice?")
 
-    def take(self) -> int | None: # None: there is none
+    def _start(self) -> int:
+        "A free block with many free ones behind it: the middle of the longest stretch, whose beginning may be wanted by what is before."
+        best, begin = (0, 0), 1
+        for block in range(1, self.n + 2):
+            if block in self.free: continue
+            best, begin = max(best, (block - begin, begin), key=lambda stretch: stretch[0]), block + 1
+        length, begin = best
+        return begin if begin == 1 else begin + length // 2
+
+    def take(
+        self,
+        after: int = 0,  # the block that this one continues, whose neighbour is the best choice; 0: none
+    ) -> int | None: # None: there is none
         "A block for one user, to write on."
-        if self.free: block = self.free.pop()
+        if self.free:
+            block = after + 1 if after and after + 1 in self.free else self._start()
+            self.free.remove(block)
         elif self.unused:
             block, _ = self.unused.popitem(last=False)
             del self.known[self.digests.pop(block)]
@@ -162,9 +173,34 @@ class Blocks:
             self.users[block] -= 1
             if self.users[block]: continue
             if block in self.digests: self.unused[block] = None
-            else: self.free.append(block)
+            else: self.free.add(block)
 
-# %% ../nbs/86_batching.ipynb #98489af39c
+# %% ../nbs/86_batching.ipynb #d09f31f7e9
+class _Ragged:
+    """Keys or values of rows that differ in length. To attention it looks like a tensor (B, H, S, d), as long as the longest.
+
+    PyTorch hands an operation on such an object to its `__torch_function__`, and that attends row by row: no padding is computed.
+    """
+
+    ndim = 4
+
+    def __init__(self, rows: list[Tensor], counts: Sequence[int]): # (1, H, S_b, d) each; how many queries each row has
+        self.rows, self.counts, self.dtype = rows, counts, rows[0].dtype
+        self.shape = torch.Size((len(rows), rows[0].shape[1], max(row.shape[2] for row in rows), rows[0].shape[3]))
+
+    def is_floating_point(self) -> bool: return self.dtype.is_floating_point
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Tensor: # as q
+        q, k, v, mask = args
+        T, out = max(k.counts), []
+        for one, keys, values, n in zip(q.split(1), k.rows, v.rows, k.counts):
+            own = None if mask is None else mask[..., -n:, -keys.shape[2] :]
+            found = func(one if n == T else one[:, :, T - n :], keys, values, own, **kwargs)
+            out.append(found if n == T else nn.functional.pad(found, (0, 0, T - n, 0)))
+        return torch.cat(out)
+
+
 class _PagedLayer:
     "The keys and values of one layer: an `lmbook.attention.Cache`."
 
@@ -172,52 +208,52 @@ class _PagedLayer:
         self.cache = cache
         self.store: Tensor | None = None  # (slots, 2, H, d): a key and a value for each position of each block
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]: # (B, H, T, d) each to (B, H, S, d) each
-        cache = self.cache
-        B, H, _, d = k.shape
-        if self.store is None: self.store = k.new_zeros(cache.slots, 2, H, d)  # zeros: where nothing was written no NaN must stand
+    def append(self, k: Tensor, v: Tensor) -> tuple[_Ragged, _Ragged]: # (B, H, T, d) each
+        cache, (_, H, _, d) = self.cache, k.shape
+        if self.store is None:
+            self.store = k.new_empty(cache.slots, 2, H, d)
+            self.k, self.v = (self.store[None, :, i].transpose(1, 2) for i in (0, 1))  # (1, H, slots, d), the same memory
         new = torch.stack([k.transpose(1, 2), v.transpose(1, 2)], 2).view(-1, 2, H, d)  # (B T, 2, H, d)
         self.store.index_copy_(0, cache.to, new if cache.kept is None else new[cache.kept])
-        if cache.fresh: return k, v
-        n = len(cache.at)
-        if cache.seen is None or len(cache.seen) < n: cache.seen = k.new_empty(max(n, 2 * cache.block_size * B), 2, H, d)
-        out = cache.seen[:n]
-        torch.index_select(self.store, 0, cache.at, out=out)
-        both = out.view(B, -1, 2, H, d)
-        return both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)
+        keys, values = list[Tensor](), list[Tensor]()
+        for at in cache.at:
+            if isinstance(at, Tensor):  # a copy
+                both = self.store.index_select(0, at).transpose(0, 2)[None]  # (1, H, 2, S, d)
+                keys.append(both[:, :, 0])
+                values.append(both[:, :, 1])
+            else:  # one after the other already
+                keys.append(self.k.narrow(2, *at))
+                values.append(self.v.narrow(2, *at))
+        return _Ragged(keys, cache.counts), _Ragged(values, cache.counts)
 
 
 class PagedCache:
     """Keys and values in blocks that stand anywhere, and a table for each row that says which are its own (Kwon et al. 2023, section 4.1).
 
     It is used as a `lmbook.cache.KVCache` is, but rows differ in length, and before each call `plan` says which of them read how much.
-    For attention, the keys of a row are gathered so that they end in the last column, wherever they stand in memory.
+    Where the blocks of a row happen to be neighbours in the right order, attention reads them where they are; else it reads a copy.
     """
 
     def __init__(
         self,
         n_layer: int,
         n_rows: int,  # texts that are read at the same time
-        n_blocks: int,  # of the store, besides block 0, which stands for nothing
+        n_blocks: int,  # of the store, numbered from 1
         block_size: int = 16,  # positions in a block
-        most: int = 256,  # positions of a text
-        window: int | None = None,  # of the model's attention: earlier positions are not gathered
+        window: int | None = None,  # of the model's attention: earlier positions are not looked at
         device: torch.device | str | None = None,
     ):
-        for name, value in (("n_layer", n_layer), ("n_rows", n_rows), ("n_blocks", n_blocks), ("block_size", block_size), ("most", most)):
+        for name, value in (("n_layer", n_layer), ("n_rows", n_rows), ("n_blocks", n_blocks), ("block_size", block_size)):
             _check.count(name, value)
-        self.block_size, self.window, self.slots = block_size, window, (n_blocks + 1) * block_size
-        self.tables = torch.zeros(n_rows, -(-most // block_size), dtype=torch.long, device=device)  # block of each row's positions
+        self.block_size, self.window, self.slots, self.device = block_size, window, (n_blocks + 1) * block_size, device
+        self.tables: list[list[int]] = [[] for _ in range(n_rows)]  # the blocks of each row's positions; 0: not there any more
         self.cross: list[Any] = [None] * n_layer
         self._layers = [_PagedLayer(self) for _ in range(n_layer)]
-        self.length = self.first = 0  # the longest row's positions before a call
-        self.tokens: Tensor | None = None  # the mask that `extend` gives
-        self.at = self.to = torch.zeros(0, dtype=torch.long)  # (B S,) slots that are seen, and those that are written on
-        self.kept: Tensor | None = None  # which of the new positions are written; None: all
-        self.fresh = False  # whether nothing but the new positions is seen
-        self.seen: Tensor | None = None  # where all layers in turn gather what they see
-        self._places: Tensor | None = None
-        self._columns = torch.arange(-(-most // block_size) * block_size, device=device)
+        self.tokens, self.first, self.length = None, 0, 0  # for lmbook.cache.StepReader: no mask; and the longest row before a call
+        self.counts: Sequence[int] = ()
+        self.at: list[tuple[int, int] | Tensor] = []  # what each row sees: where it begins, and how much; or (S_b,) slots
+        self.to = self._places = torch.zeros(0, dtype=torch.long)  # slots that are written on; (B, T) positions of what is read
+        self.kept: Tensor | None = None  # which of the B T new positions are written; None: all
 
     def __getitem__(self, layer: int) -> _PagedLayer: return self._layers[layer]
 
@@ -227,36 +263,28 @@ class PagedCache:
         starts: Sequence[int],  # positions that each has read
         counts: Sequence[int],  # positions that each reads now; shorter ones are padded on the left
     ) -> None:
-        "Say what the next call of the model reads. The tables must have blocks for all of it."
-        lengths = [start + n for start, n in zip(starts, counts)]
-        fits = rows and len(rows) == len(starts) == len(counts) and min(counts) > 0 <= min(starts) and max(lengths) <= len(self._columns)
-        if not fits or not 0 <= min(rows) <= max(rows) < len(self.tables):
-            most = f"{len(self.tables)} rows, {len(self._columns)} positions"
-            raise BatchingError(f"plan needs a row, a start and a count of at least 1 for each text; the cache has room for {most}.")
-        T, device = max(counts), self.tables.device
-        seen = lengths if self.window is None else [min(m, n + self.window - 1) for m, n in zip(lengths, counts)]
-        S = max(*seen, T) if len(seen) > 1 else seen[0]
-        ends = torch.tensor(lengths, device=device)[:, None]
-        places = self._columns[:S] + (ends - S)  # (B, S) the position in each column; below 0 there is none
-        inside = places >= 0
-        places = places.clamp_(min=0)
-        own = self.tables[torch.tensor(rows, device=device)] if len(rows) > 1 else self.tables[rows[0]][None]
-        slots = own.gather(1, places // self.block_size) * self.block_size + places % self.block_size
-        slots = slots * inside  # padding looks at block 0
-        self.at = slots.flatten()
-        new = slots[:, S - T :].flatten()
-        self.kept = None
-        if min(counts) < T:
-            left = T - torch.tensor(counts, device=device)[:, None]
-            self.kept = (self._columns[:T] >= left).flatten().nonzero()[:, 0]
-            new = new[self.kept]
-        self.to = new
-        self.length = max(starts)
-        self.fresh = not max(starts) and self.kept is None
-        # the mask as numbers: of True and False attention would make them in each layer anew
-        none = torch.zeros(inside.shape, device=device).masked_fill_(~inside, -math.inf)
-        self.tokens = None if min(lengths) >= S else none[:, None, None]
-        self._places = places[:, S - T :] if len(rows) > 1 else places[0, S - T :]
+        "Say what the next call of the model reads. BatchingError unless the tables have blocks for all of it."
+        size, n = self.block_size, len(self.tables)
+        if not rows or not len(rows) == len(starts) == len(counts) or min(starts) < 0 or min(counts) < 1:
+            raise BatchingError("plan needs a row, a start of at least 0 and a count of at least 1 for each text.")
+        if any(not 0 <= r < n or len(self.tables[r]) * size < start + m for r, start, m in zip(rows, starts, counts)):
+            raise BatchingError("plan was told of a row that is none, or whose table has not enough blocks.")
+        T, to = max(counts), list[int]()
+        self.at = []
+        for row, start, m in zip(rows, starts, counts):
+            table, end = self.tables[row], start + m
+            first = 0 if self.window is None else max(0, start - self.window + 1)
+            own, offset = table[first // size : (end - 1) // size + 1], first % size
+            to += [table[p // size] * size + p % size for p in range(start, end)]
+            if own == list(range(own[0], own[0] + len(own))): self.at.append((own[0] * size + offset, end - first))
+            else:
+                slots = torch.tensor(own, device=self.device)[:, None] * size + torch.arange(size, device=self.device)
+                self.at.append(slots.flatten()[offset : offset + end - first])
+        self.to, self.counts, self.length = torch.tensor(to, device=self.device), list(counts), max(starts)
+        back = torch.tensor([start + m - T for start, m in zip(starts, counts)], device=self.device)[:, None]
+        self._places = (back + torch.arange(T, device=self.device)).clamp_(min=0)
+        missing = torch.tensor([T - m for m in counts], device=self.device)[:, None]
+        self.kept = None if min(counts) == T else (torch.arange(T, device=self.device) >= missing).flatten().nonzero()[:, 0]
 
     def extend(
         self,
@@ -264,18 +292,18 @@ class PagedCache:
         T: int,  # positions that are read now
         segments: Tensor | None = None,  # always None: `plan` has said where padding stands
         device: torch.device | str | None = None,
-    ) -> tuple[Tensor | None, Tensor]: # (B, 1, 1, S): -inf at what is no token, None if all are; (T,) or (B, T): positions
+    ) -> tuple[None, Tensor]: # no mask; (B, T) positions
         "What `plan` has prepared."
-        if self._places is None or self._places.shape[-1] != T or segments is not None:
+        if self._places.shape != (B, T) or segments is not None:
             raise BatchingError("A PagedCache must be told what is read before each call: plan(rows, starts, counts), without segments.")
-        return self.tokens, self._places
+        return None, self._places
 
     @property
     def nbytes(self) -> int:
         "Memory that the keys and values take, blocks that hold nothing included."
         return sum(layer.store.nbytes for layer in self._layers if layer.store is not None)
 
-# %% ../nbs/86_batching.ipynb #accae6a5de
+# %% ../nbs/86_batching.ipynb #348b8bd7cc
 class _PackedLinear(nn.Module):
     "A linear map whose weights are laid out as oneDNN multiplies them fastest: for a few rows twice as fast as `F.linear`, or more."
 
@@ -293,69 +321,37 @@ def _packed(module: nn.Module) -> nn.Module:
     "The same module, with the same parameters, but for linear maps, which get packed copies. Where there is no oneDNN: as it is."
     if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"): return module
     if type(module) is nn.Linear:
-        plain = module.weight.dtype == torch.float32 and module.weight.device.type == "cpu"
-        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        return _PackedLinear(module).eval() if plain and not hooked else module
+        strange = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) or module.weight.device.type != "cpu"
+        return module if strange or module.weight.dtype != torch.float32 else _PackedLinear(module).eval()
     copy = object.__new__(type(module))
     copy.__dict__ = {**module.__dict__, "_modules": {name: child and _packed(child) for name, child in module._modules.items()}}
     return copy
 
 
 class _Choice:
-    "All that decides on the next token of one request, and remembers what was written."
+    "What decides on the next token of one request."
 
     def __init__(self, request: Request, vocab_size: int, device: torch.device):
-        self.request, self.vocab_size, self.ids = request, vocab_size, list(request.ids)
-        self.config, self.constraint, self.written = request.sampling, request.constraint, 0
-        self.eos = end_of_text(self.config, None)
-        self.generator = None if self.config.temperature == 0 else generator_of(self.config, device)
-        self.state = None if self.constraint is None else self.constraint.start
-        self.repeats = None if self.config.no_repeat_ngram is None else NoRepeat(self.config.no_repeat_ngram, self.ids)
-        self.seen: Tensor | None = None  # (1, V) bool: see `penalise`
-        self.counts: Tensor | None = None  # (1, V)
-        c = self.config
-        self.special = self.constraint is not None or c.penalises or c.looks_back
+        c, self.request, self.vocab_size, self.ids = request.sampling, request, vocab_size, list(request.ids)
+        self.chooser = Chooser(c, [self.ids], device, request.constraint)
+        self.special = request.constraint is not None or c.penalises or c.looks_back
         self.alike = c.temperature, c.top_k, c.top_p, c.min_p, c.typical_p  # who has the same settings is served in one go
-
-    def prepare(self, logits: Tensor) -> Tensor: # (1, V) to (1, V'): what is forbidden gets -inf
-        if self.constraint is not None:
-            allowed = self.constraint.allowed(self.state)
-            if len(allowed) > logits.shape[1]:
-                raise GenerationError(f"The constraint is over {len(allowed)} tokens, and {logits.shape[1]} may be written. Make it anew.")
-            if not bool(allowed.any()): raise GenerationError("The constraint allows no token here: the vocabulary cannot spell it.")
-            logits = logits[:, : len(allowed)].masked_fill(~allowed.to(logits.device), -math.inf)
-        if self.config.penalises:
-            if self.seen is None or self.counts is None:
-                self.seen, self.counts = torch.zeros_like(logits, dtype=torch.bool), torch.zeros_like(logits)
-                self.seen[0, [id for id in self.ids if id < logits.shape[1]]] = True
-            logits = penalise(logits, self.seen, self.counts, self.config)
-        if self.config.looks_back:
-            out = torch.zeros_like(logits, dtype=torch.bool)
-            if self.repeats is not None: out[0, [id for id in self.repeats.forbidden() if id < logits.shape[1]]] = True
-            if self.written < self.config.min_new_tokens: out[0, [id for id in self.eos if id < logits.shape[1]]] = True
-            logits = logits.masked_fill(out, -math.inf)
-        return logits
 
     def take(self, id: int, context_length: int) -> Finish | None:
         "Write a token down; whether the text ends with it."
         self.ids.append(id)
-        self.written += 1
-        if self.seen is not None and self.counts is not None:
-            self.seen[0, id] = True
-            self.counts[0, id] += 1
-        if id in self.eos: return "stop"
-        if self.constraint is not None:
-            self.state = self.constraint.advance(self.state, id)
-            if self.constraint.complete(self.state): return "stop"
-        return "length" if self.written >= self.config.max_new_tokens or len(self.ids) > context_length else None
+        self.chooser.note(torch.tensor([id]))
+        if id in self.chooser.eos or self.chooser.complete(0, id): return "stop"
+        most = self.request.sampling.max_new_tokens
+        return "length" if self.chooser.written >= most or len(self.ids) > context_length else None
 
 
 def _drawn(logits: Tensor, choices: Sequence[_Choice]) -> list[int | GenerationError]: # (B, V) of requests with the same settings
     "A token for each row: one pass over all of them, but the dice are each one's own. The same ids as `lmbook.generation.draw`."
-    if choices[0].config.temperature == 0: return list(logits.argmax(-1).tolist())
-    p = warp(logits, choices[0].config).softmax(-1)
+    if choices[0].request.sampling.temperature == 0: return list(logits.argmax(-1).tolist())
+    p = warp(logits, choices[0].request.sampling).softmax(-1)
     noise = torch.empty_like(p)
-    for row, choice in zip(noise, choices): row[None].exponential_(generator=choice.generator)
+    for row, choice in zip(noise, choices): row[None].exponential_(generator=choice.chooser.generator)
     bad = GenerationError("There is nothing to draw: all that may follow has the probability 0.")
     return [id if fine else bad for id, fine in zip((p / noise).argmax(-1).tolist(), p.isfinite().all(-1).tolist())]
 
@@ -369,7 +365,8 @@ def _choose(logits: Tensor, choices: Sequence[_Choice], context_length: int, num
         if sick[b]:
             chosen[b] = GenerationError("The model's scores are NaN. Were its weights trained and loaded without an error?")
             continue
-        try: row = logits[b : b + 1, : choice.vocab_size] if not choice.special else choice.prepare(logits[b : b + 1, : choice.vocab_size])
+        row = logits[b : b + 1, : choice.vocab_size]
+        try: row = choice.chooser.prepare(row) if choice.special else row
         except Exception as error:  # a constraint may be anybody's: its fault ends one request, not all
             chosen[b] = error if isinstance(error, GenerationError) else GenerationError(f"{type(error).__name__}: {error}")
             continue
@@ -397,7 +394,7 @@ def _choose(logits: Tensor, choices: Sequence[_Choice], context_length: int, num
         events.append(Event(number, id, logprob, top, finish))
     return events
 
-# %% ../nbs/86_batching.ipynb #6fd1ade126
+# %% ../nbs/86_batching.ipynb #4dfebc8e73
 class _Work:
     "A request on its way: its text, and what of it is in the cache."
 
@@ -458,7 +455,7 @@ class _Queue:
             return self._next
 
     def _free_in(self) -> float: # seconds until the first of the running ones has ended, if none ends early
-        left = [work.request.sampling.max_new_tokens - work.choice.written for work in list(self._running)]
+        left = [work.request.sampling.max_new_tokens - work.choice.chooser.written for work in list(self._running)]
         return max(.1, min(left, default=1) * self._pace)
 
     def cancel(self, request: int) -> None:
@@ -543,15 +540,14 @@ class Engine(_Queue):
         each = -(-c.context_length // size)
         n = config.max_batch * each if config.n_blocks is None else config.n_blocks
         self.blocks = Blocks(n)
-        self.cache = PagedCache(c.n_layer, config.max_batch, n, size, c.context_length, c.window, self.device)
+        self.cache = PagedCache(c.n_layer, config.max_batch, n, size, c.window, self.device)
         self._fast = cast(Transformer, _packed(model)) if config.packed else model
         self._steps = StepReader(self._fast, cast(Any, self.cache))
         self._slots = list(range(config.max_batch))[::-1]
 
     def _fits(self, request: Request) -> None:
         most = min(len(request.ids) + request.sampling.max_new_tokens - 1, self.context_length)
-        room = self.blocks.n * self.config.block_size
-        if most > room:
+        if most > (room := self.blocks.n * self.config.block_size):
             raise BatchingError(f"The request may need {most} positions, and the cache has {room}. Ask for less, or raise n_blocks.")
 
     def _memory(self) -> tuple[int, int, int, int]:
@@ -563,12 +559,13 @@ class Engine(_Queue):
         self._slots.append(work.slot)
         work.blocks, work.read, work.slot = [], 0, -1
 
-    def _preempt(self) -> None:
+    def _preempt(self) -> _Work:
         "Take the blocks of the youngest; it waits at the head of the queue."
         work = self._running.pop()
         self._leave(work)
         self._preempted += 1
         with self._lock: self._waiting.appendleft(work)
+        return work
 
     def _needs(self, work: _Work) -> int: # blocks that it will take before it writes
         "For what it has to read and for one more token; what others use too costs nothing."
@@ -590,12 +587,9 @@ class Engine(_Queue):
                 if self._running and promised + need > self.blocks.available: return
                 work = self._waiting.popleft()
                 work.slot = self._slots.pop()
+                work.blocks = self.cache.tables[work.slot] = []
                 self._running.append(work)
                 promised += need
-
-    def _add(self, work: _Work, block: int) -> None:
-        self.cache.tables[work.slot, len(work.blocks)] = block
-        work.blocks.append(block)
 
     def _reuse(self, work: _Work) -> None:
         "Take over the blocks in which others have read the same beginning. The last token is always read: its scores are needed."
@@ -603,19 +597,16 @@ class Engine(_Queue):
         while work.read % size == 0 and work.read + size < len(work.ids):
             block = self.blocks.find(work.digest(work.read // size, size))
             if block is None: return
-            self._add(work, block)
+            work.blocks.append(block)
             work.read += size
             self._reused += size
 
     def _room(self, work: _Work, n: int) -> bool:
         "Blocks for n more positions; the youngest are preempted if need be. False if that is the request itself."
         while len(work.blocks) * self.config.block_size < work.read + n:
-            block = self.blocks.take()
-            if block is not None: self._add(work, block)
-            else:
-                itself = self._running[-1] is work
-                self._preempt()
-                if itself: return False
+            block = self.blocks.take(work.blocks[-1] if work.blocks else 0)
+            if block is not None: work.blocks.append(block)
+            elif self._preempt() is work: return False
         return True
 
     def _schedule(self) -> list[tuple[_Work, int]]: # and how many positions each reads now
@@ -628,8 +619,8 @@ class Engine(_Queue):
             if left > 1 and self.config.share_prefixes:
                 self._reuse(work)
                 left = len(work.ids) - work.read
-                next_block = work.read // size
-                if work.read % size == 0 and left > size and work.digest(next_block, size) in begun: continue  # somebody reads it now
+                whole = work.read % size == 0 and left > size
+                if whole and work.digest(work.read // size, size) in begun: continue  # somebody reads it now
             n = left if left == 1 else min(left, budget)
             if not n or not self._room(work, n): continue
             if left > 1:
@@ -654,7 +645,7 @@ class Engine(_Queue):
         self.cache.plan([work.slot for work, _ in call], [work.read for work, _ in call], [n for _, n in call])
         ids = torch.tensor(rows, device=self.device)
         if T == 1: logits = self._steps(ids)[:, -1]
-        else: logits = self._fast.score(self._fast.hidden(ids, cache=self.cache)[:, -1])
+        else: logits = self._fast.score(self._fast.hidden(ids, cache=cast(Any, self.cache))[:, -1])
         self._count(T * len(call), sum(n for _, n in call))
         return logits
 
@@ -668,7 +659,7 @@ class Engine(_Queue):
         for i in range(max(0, work.read + 1 - self.cache.window) // size):
             if not work.blocks[i]: continue
             self.blocks.release([work.blocks[i]])
-            work.blocks[i] = self.cache.tables[work.slot, i] = 0
+            work.blocks[i] = 0
 
     def _advance(self) -> list[Event]:
         self._admit()
@@ -681,8 +672,7 @@ class Engine(_Queue):
                     ready.append(work)
                     scores.append(row)
         if not ready: return []
-        events = _choose(torch.stack(scores), [work.choice for work in ready], self.context_length, [work.number for work in ready])
-        return self._end(events)
+        return self._end(_choose(torch.stack(scores), [w.choice for w in ready], self.context_length, [w.number for w in ready]))
 
 
 class OneAtATime(_Queue):

@@ -106,10 +106,12 @@ def test_a_wild_hour(seed):
 FAULTS = {
     "a block is free as soon as one of its users goes": ("            if self.users[block]: continue\n", ""),
     "a name stands for a block's own tokens alone": ("hashlib.sha256(before + tokens)", "hashlib.sha256(tokens)"),
-    "padding is seen": ("masked_fill_(~inside, -math.inf)", "masked_fill_(~inside, 0)"),
+    "padding is written down": ("new if cache.kept is None else new[cache.kept]", "new[: len(cache.to)]"),
+    "a copy begins at the block's beginning": ("slots.flatten()[offset : offset + end - first]", "slots.flatten()[: end - first]"),
+    "all blocks are thought to be neighbours": ("if own == list(range(own[0], own[0] + len(own)))", "if True"),
     "who is preempted keeps what was read": ("work.blocks, work.read, work.slot = [], 0, -1", "work.blocks, work.slot = [], -1"),
-    "a table is one block behind": ("self.cache.tables[work.slot, len(work.blocks)] = block", "self.cache.tables[work.slot, 0] = block"),
-    "common dice": ("exponential_(generator=choice.generator)", "exponential_(generator=choices[0].generator)"),
+    "others' blocks come at the wrong end": ("work.blocks.append(block)\n            work.read +=", "work.blocks.insert(0, block)\n            work.read +="),
+    "common dice": ("exponential_(generator=choice.chooser.generator)", "exponential_(generator=choices[0].chooser.generator)"),
     "a block that is known can be written on": ("            del self.known[self.digests.pop(block)]\n", ""),
 }
 
@@ -118,7 +120,7 @@ FAULTS = {
 def test_faults_are_found(fault, monkeypatch):
     "What the tests above would say if something were wrong."
     faulty = planted(batching, *FAULTS[fault], monkeypatch)
-    model = make("decoder", "llama", context_length=64)
+    model = make("decoder", "window" if "copy" in fault else "llama", context_length=64)
     for seed in range(6):
         requests = mixed(14, seed)
         wanted = alone(model, requests)
@@ -153,7 +155,7 @@ def test_prefixes_are_read_once():
 
 def test_blocks_that_nobody_needs_are_forgotten_in_order():
     blocks = Blocks(3)
-    taken = [blocks.take() for _ in range(3)]
+    taken = [blocks.take(), blocks.take(1), blocks.take(2)]
     assert taken == [1, 2, 3] and blocks.take() is None
     for block, name in zip(taken, (b"a", b"b", b"c")): blocks.register(block, name)
     blocks.register(2, b"a")  # another block is known by this name already
@@ -170,9 +172,10 @@ def test_blocks_that_nobody_needs_are_forgotten_in_order():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_one_call_for_rows_of_every_length(variant):
     model = make("decoder", variant, context_length=32)
-    cache = PagedCache(2, 3, 24, 4, 32, model.config.window)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)) + 1
-    cache.tables[:] = order.view(3, 8)
+    cache = PagedCache(2, 3, 24, 4, model.config.window)
+    order = (torch.randperm(24, generator=torch.Generator().manual_seed(0)) + 1).tolist()
+    cache.tables[:] = order[:8], list(range(1, 9)), order[8:16]
+    cache.tables[1] = sorted(set(range(1, 25)) - set(order[:8]) - set(order[8:16]))
     texts = torch.randint(0, V, (3, 32), generator=torch.Generator().manual_seed(1))
     read = [0, 0, 0]
     with torch.inference_mode():
@@ -190,7 +193,8 @@ def test_one_call_for_rows_of_every_length(variant):
 
 
 def test_what_a_cache_refuses():
-    cache = PagedCache(1, 2, 4, 4, 16)
+    cache = PagedCache(1, 2, 4, 4)
+    cache.tables[0] = [1, 2, 3, 4]
     with pytest.raises(BatchingError, match="plan"): cache.extend(1, 1)
     for rows, starts, counts in (([], [], []), ([0], [0], [0]), ([2], [0], [1]), ([0], [-1], [1]), ([0], [16], [1]), ([0, 1], [0], [1])):
         with pytest.raises(BatchingError, match="plan"): cache.plan(rows, starts, counts)
