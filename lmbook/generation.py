@@ -192,7 +192,7 @@ def draw(
         message = "There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0."
         raise GenerationError(message) from error
 
-# %% ../nbs/41_generation.ipynb #0748cd35aa
+# %% ../nbs/41_generation.ipynb #1613e8dece
 def _plain(x: Any) -> Any:
     "Tensors and arrays as lists and numbers."
     return x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, Iterable) else x
@@ -380,6 +380,7 @@ class Chooser:
 
     def select(self, keep: list[int]) -> None:
         "Keep some rows, in this order."
+        _check.that(all(0 <= b < len(self.rows) for b in keep), f"There are {len(self.rows)} rows, numbered from 0. Keep some of them.")
         if self.constraint is not None: self.states = [self.states[b] for b in keep]
         if self.seen is not None and self.counts is not None: self.seen, self.counts = self.seen[keep], self.counts[keep]
         if self.repeats: self.repeats = [self.repeats[b] for b in keep]
