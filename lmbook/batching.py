@@ -175,7 +175,7 @@ class Blocks:
             if block in self.digests: self.unused[block] = None
             else: self.free.add(block)
 
-# %% ../nbs/86_batching.ipynb #d09f31f7e9
+# %% ../nbs/86_batching.ipynb #8a897139a5
 class _Ragged:
     """Keys or values of rows that differ in length. To attention it looks like a tensor (B, H, S, d), as long as the longest.
 
@@ -184,7 +184,7 @@ class _Ragged:
 
     ndim = 4
 
-    def __init__(self, rows: list[Tensor], counts: Sequence[int]): # (1, H, S_b, d) each; how many queries each row has
+    def __init__(self, rows: Sequence[Tensor], counts: Sequence[int]): # (1, H, S_b, d) each; how many queries each row has
         self.rows, self.counts, self.dtype = rows, counts, rows[0].dtype
         self.shape = torch.Size((len(rows), rows[0].shape[1], max(row.shape[2] for row in rows), rows[0].shape[3]))
 
@@ -206,24 +206,19 @@ class _PagedLayer:
 
     def __init__(self, cache: "PagedCache"):
         self.cache = cache
-        self.store: Tensor | None = None  # (slots, 2, H, d): a key and a value for each position of each block
+        self.store: Tensor | None = None  # (2, H, slots, d): a key and a value for each position of each block
 
     def append(self, k: Tensor, v: Tensor) -> tuple[_Ragged, _Ragged]: # (B, H, T, d) each
         cache, (_, H, _, d) = self.cache, k.shape
-        if self.store is None:
-            self.store = k.new_empty(cache.slots, 2, H, d)
-            self.k, self.v = (self.store[None, :, i].transpose(1, 2) for i in (0, 1))  # (1, H, slots, d), the same memory
-        new = torch.stack([k.transpose(1, 2), v.transpose(1, 2)], 2).view(-1, 2, H, d)  # (B T, 2, H, d)
-        self.store.index_copy_(0, cache.to, new if cache.kept is None else new[cache.kept])
-        keys, values = list[Tensor](), list[Tensor]()
-        for at in cache.at:
-            if isinstance(at, Tensor):  # a copy
-                both = self.store.index_select(0, at).transpose(0, 2)[None]  # (1, H, 2, S, d)
-                keys.append(both[:, :, 0])
-                values.append(both[:, :, 1])
-            else:  # one after the other already
-                keys.append(self.k.narrow(2, *at))
-                values.append(self.v.narrow(2, *at))
+        if self.store is None: self.store = k.new_empty(2, H, cache.slots, d)
+        new = torch.stack([k, v]).transpose(1, 2).reshape(2, H, -1, d)  # (2, H, B T, d)
+        self.store.index_copy_(2, cache.to, new if cache.kept is None else new[:, :, cache.kept])
+        pairs = []
+        whole = self.store.view(2, H, -1, cache.block_size * d)
+        for blocks, begin, n in cache.at:
+            near = self.store if blocks is None else whole.index_select(2, blocks).view(2, H, -1, d)  # where they are, or a copy
+            pairs.append(near.narrow(2, begin, n).split(1))
+        keys, values = zip(*pairs)
         return _Ragged(keys, cache.counts), _Ragged(values, cache.counts)
 
 
@@ -251,7 +246,8 @@ class PagedCache:
         self._layers = [_PagedLayer(self) for _ in range(n_layer)]
         self.tokens, self.first, self.length = None, 0, 0  # for lmbook.cache.StepReader: no mask; and the longest row before a call
         self.counts: Sequence[int] = ()
-        self.at: list[tuple[int, int] | Tensor] = []  # what each row sees: where it begins, and how much; or (S_b,) slots
+        # what each row sees: of which blocks, from which slot on, how much; without blocks: of the whole store
+        self.at: list[tuple[Tensor | None, int, int]] = []
         self.to = self._places = torch.zeros(0, dtype=torch.long)  # slots that are written on; (B, T) positions of what is read
         self.kept: Tensor | None = None  # which of the B T new positions are written; None: all
 
@@ -276,10 +272,9 @@ class PagedCache:
             first = 0 if self.window is None else max(0, start - self.window + 1)
             own, offset = table[first // size : (end - 1) // size + 1], first % size
             to += [table[p // size] * size + p % size for p in range(start, end)]
-            if own == list(range(own[0], own[0] + len(own))): self.at.append((own[0] * size + offset, end - first))
-            else:
-                slots = torch.tensor(own, device=self.device)[:, None] * size + torch.arange(size, device=self.device)
-                self.at.append(slots.flatten()[offset : offset + end - first])
+            near = own == list(range(own[0], own[0] + len(own)))  # neighbours
+            begin = own[0] * size + offset if near else offset
+            self.at.append((None if near else torch.tensor(own, device=self.device), begin, end - first))
         self.to, self.counts, self.length = torch.tensor(to, device=self.device), list(counts), max(starts)
         back = torch.tensor([start + m - T for start, m in zip(starts, counts)], device=self.device)[:, None]
         self._places = (back + torch.arange(T, device=self.device)).clamp_(min=0)
@@ -303,7 +298,7 @@ class PagedCache:
         "Memory that the keys and values take, blocks that hold nothing included."
         return sum(layer.store.nbytes for layer in self._layers if layer.store is not None)
 
-# %% ../nbs/86_batching.ipynb #348b8bd7cc
+# %% ../nbs/86_batching.ipynb #70d6d74e6b
 class _PackedLinear(nn.Module):
     "A linear map whose weights are laid out as oneDNN multiplies them fastest: for a few rows twice as fast as `F.linear`, or more."
 
@@ -340,7 +335,7 @@ class _Choice:
     def take(self, id: int, context_length: int) -> Finish | None:
         "Write a token down; whether the text ends with it."
         self.ids.append(id)
-        self.chooser.note(torch.tensor([id]))
+        self.chooser.note(torch.tensor([id], device=self.chooser.device))
         if id in self.chooser.eos or self.chooser.complete(0, id): return "stop"
         most = self.request.sampling.max_new_tokens
         return "length" if self.chooser.written >= most or len(self.ids) > context_length else None

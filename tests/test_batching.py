@@ -106,9 +106,9 @@ def test_a_wild_hour(seed):
 FAULTS = {
     "a block is free as soon as one of its users goes": ("            if self.users[block]: continue\n", ""),
     "a name stands for a block's own tokens alone": ("hashlib.sha256(before + tokens)", "hashlib.sha256(tokens)"),
-    "padding is written down": ("new if cache.kept is None else new[cache.kept]", "new[: len(cache.to)]"),
-    "a copy begins at the block's beginning": ("slots.flatten()[offset : offset + end - first]", "slots.flatten()[: end - first]"),
-    "all blocks are thought to be neighbours": ("if own == list(range(own[0], own[0] + len(own)))", "if True"),
+    "padding is written down": ("new if cache.kept is None else new[:, :, cache.kept]", "new[:, :, : len(cache.to)]"),
+    "a copy begins at the block's beginning": ("size + offset if near else offset", "size + offset if near else 0"),
+    "all blocks are thought to be neighbours": ("near = own == list(range(own[0], own[0] + len(own)))", "near = True"),
     "who is preempted keeps what was read": ("work.blocks, work.read, work.slot = [], 0, -1", "work.blocks, work.slot = [], -1"),
     "others' blocks come at the wrong end": (
         "work.blocks.append(block)\n            work.read +=", "work.blocks.insert(0, block)\n            work.read +="),  # fmt: skip
