@@ -170,7 +170,8 @@ def what_is_wrong(words: list[str], code: int, err: str, before: set[str], after
     if "Traceback" in err: return "a traceback"
     if code == 130 and not any(much in word for word in words for much in MUCH): return "no end"
     if code == 1 and (len(mine) != 1 or lines[-1] != mine[0]): return "more or less than one line"
-    if code == 2 and not re.search(r"For full helptext|^lmbook: ", err, re.MULTILINE): return "nothing that says what is wrong with the words"
+    said = re.search(r"For full helptext|^lmbook: ", err, re.MULTILINE)
+    if code == 2 and not said: return "nothing that says what is wrong with the words"
     if code not in (0, 1, 2, 130): return "another code"
     new = {name for name in after - before if name.split("/")[0] != "run"}
     if half := [name for name in new if Path(name).name.startswith(".")]: return f"left behind: {half}"

@@ -38,7 +38,8 @@ from docs import build, stage
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
 EXTRAS = {
-    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "engines", "serving", "book", "docs", "parity", "harness",
+    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "engines", "serving",
+    "book", "docs", "parity", "harness",
     "compiled",
     "test", "dev",
 }  # fmt: skip
