@@ -201,8 +201,8 @@ def arrivals(settings: Settings) -> list[dict[str, Any]]:
         with served(settings, engine, max_waiting=16) as server:
             found = settings.alone(clients, "closed", *address(server), 16, max(settings.texts, 4), settings.tokens)
             rate = summary(found)["texts a second"]
-            for share in (0.3, 0.6, 0.9, 1.5):
-                found = settings.alone(clients, "random", *address(server), share * rate, settings.pick(2, 1) * settings.texts, settings.tokens)
+            for share in (0.3, 0.6, 0.9, 2.0):
+                found = settings.alone(clients, "random", *address(server), share * rate, settings.pick(4, 1) * settings.texts, settings.tokens)
                 refused = sum(one.status == 429 for one in found) / len(found)
                 rows.append({"engine": engine, "share of the most": share, "asked a second": share * rate, "refused": refused, **summary(found)})
     return rows
