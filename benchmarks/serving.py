@@ -6,8 +6,8 @@ A Llama of random weights, of the size of the preset "tiny", behind the server o
 (`OneAtATime`), continuous batches (`Engine`), and CTranslate2 with the same weights, which writes all that wait as one batch and shows it
 when it has ended. The clients are a process of their own. The model computes on one thread.
 
-closed: so many clients, each of which asks again as soon as it has its text. arrivals: clients that come at random (a Poisson process), at
-shares of the texts a second that 16 clients got. soak (with --minutes): clients that read, leave, stall, send junk and ask for too much;
+closed: so many clients, each of which asks again as soon as it has its text. arrivals: clients that come at random (a Poisson process) to the
+continuous batches, at shares of the texts a second that 16 clients got. soak (with --minutes): clients that read, leave, stall, send junk and ask for too much;
 each whole text is compared with the same request alone, and what the process holds is counted before and after.
 """
 
@@ -197,14 +197,13 @@ def closed(settings: Settings) -> list[dict[str, Any]]:
 @BENCHMARK.part(needs=("uvicorn",))
 def arrivals(settings: Settings) -> list[dict[str, Any]]:
     rows = []
-    for engine in ENGINES[:2]:
-        with served(settings, engine, max_waiting=16) as server:
-            found = settings.alone(clients, "closed", *address(server), 16, max(settings.texts, 4), settings.tokens)
-            rate = summary(found)["texts a second"]
-            for share in (0.3, 0.6, 0.9, 2.0):
-                found = settings.alone(clients, "random", *address(server), share * rate, settings.pick(4, 1) * settings.texts, settings.tokens)
-                refused = sum(one.status == 429 for one in found) / len(found)
-                rows.append({"engine": engine, "share of the most": share, "asked a second": share * rate, "refused": refused, **summary(found)})
+    with served(settings, "batches", max_waiting=16) as server:
+        found = settings.alone(clients, "closed", *address(server), 16, max(settings.texts, 4), settings.tokens)
+        rate = summary(found)["texts a second"]
+        for share in (0.3, 0.6, 0.9, 2.0):
+            found = settings.alone(clients, "random", *address(server), share * rate, settings.pick(3, 1) * settings.texts, settings.tokens)
+            refused = sum(one.status == 429 for one in found) / len(found)
+            rows.append({"share of the most": share, "asked a second": share * rate, "refused": refused, **summary(found)})
     return rows
 
 

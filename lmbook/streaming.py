@@ -7,12 +7,13 @@ __all__ = ['log', 'Piece', 'Writer', 'ServingError', 'ServerConfig', 'Problem', 
            'to_json', 'send_whole', 'send_start', 'send_events', 'Answer', 'listen', 'uvicorn_server', 'Server',
            'wrong', 'parsed', 'Fields', 'clean']
 
-# %% ../nbs/87_streaming.ipynb #3709548438
+# %% ../nbs/87_streaming.ipynb #3afde7d60f
 import asyncio
 import difflib
 import json
 import logging
 import math
+import os
 import queue
 import socket
 import threading
@@ -350,14 +351,15 @@ class Answer:
             await asyncio.gather(work, gone, return_exceptions=True)
         if not work.cancelled(): work.result()
 
-# %% ../nbs/87_streaming.ipynb #2b06f9ac9b
+# %% ../nbs/87_streaming.ipynb #42d1c7a279
 def listen(config: ServerConfig) -> socket.socket:
     "A socket that listens. ServingError where the port is in use, or the address is not ours."
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try: return socket.create_server((config.host, config.port), family=family, backlog=1024)
     except OSError as why:
         where = f"{config.host}, port {config.port}"
-        raise ServingError(f"Nothing can listen on {where}: {why.strerror or why}. Give another port; 0 takes a free one.") from why
+        reason = os.strerror(why.errno) if why.errno else str(why)
+        raise ServingError(f"Nothing can listen on {where}: {reason}. Give another port; 0 takes a free one.") from why
 
 
 def uvicorn_server(app: Any, config: ServerConfig) -> Any:
