@@ -6,9 +6,11 @@ A Llama of random weights, of the size of the preset "tiny", behind the server o
 (`OneAtATime`), continuous batches (`Engine`), and CTranslate2 with the same weights, which writes all that wait as one batch and shows it
 when it has ended. The clients are a process of their own. The model computes on one thread.
 
-closed: so many clients, each of which asks again as soon as it has its text. arrivals: clients that come at random (a Poisson process) to the
-continuous batches, at shares of the texts a second that 16 clients got. soak (with --minutes): clients that read, leave, stall, send junk and ask for too much;
-each whole text is compared with the same request alone, and what the process holds is counted before and after.
+closed: so many clients, each of which asks again as soon as it has its text; the engines take turns. Seconds are those of the clock, and
+"processor seconds" those that the server's process computed, which other programs on the machine change less. arrivals: clients that come
+at random (a Poisson process) to the continuous batches, at shares of the texts a second that 16 clients got. soak (with --minutes): clients
+that read, leave, stall, send junk and ask for too much; each whole text is compared with the same request alone, and what the process
+holds is counted before and after.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,8 +114,8 @@ async def ask(host: str, port: int, body: dict[str, Any], leave: int | None = No
     seen, data = Seen(time.perf_counter()), json.dumps({**body, "stream": True}).encode()
     reader, writer = await asyncio.open_connection(host, port)
     try:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\nConnection: close\r\n\r\n"
-        writer.write(head.encode() + data)
+        head = ["POST /v1/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json", f"Content-Length: {len(data)}"]
+        writer.write("\r\n".join([*head, "Connection: close", "", ""]).encode() + data)
         await asyncio.sleep(stall)
         seen.status = int((await reader.readline()).split()[1])
         while line := await reader.readline():
@@ -185,12 +187,16 @@ def address(server: Any) -> tuple[str, int]:
 @BENCHMARK.part(needs=("uvicorn", "ctranslate2"))
 def closed(settings: Settings) -> list[dict[str, Any]]:
     rows = []
-    for engine in ENGINES:
-        with served(settings, engine) as server:
-            settings.alone(clients, "closed", *address(server), 1, 2, 2)  # everything is warm
-            for n in settings.clients:
+    with ExitStack() as stack:
+        servers = {engine: stack.enter_context(served(settings, engine)) for engine in ENGINES}
+        for server in servers.values(): settings.alone(clients, "closed", *address(server), 1, 2, 2)  # everything is warm
+        for n in settings.clients:
+            for engine, server in servers.items():  # by turns, so that what else the machine does is spread over all
+                start = time.process_time()  # of the server: the clients are another process
                 found = settings.alone(clients, "closed", *address(server), n, max(settings.texts, 2 * n), settings.tokens)
-                rows.append({"engine": engine, "clients": n, **summary(found)})
+                busy = time.process_time() - start
+                tokens = sum(len(one.came) for one in found)
+                rows.append({"engine": engine, "clients": n, "tokens a processor second": tokens / busy, **summary(found)})
     return rows
 
 
@@ -274,7 +280,7 @@ def soak(settings: Settings) -> dict[str, Any]:
             time.sleep(settings.pick(4, 0.5))
             if part == 0: before = holds()
         after, stats = holds(), worker.engine.stats()
-        row = {"minutes": settings.minutes, **counts, "open": worker.open, "blocks used": stats.used, "engines that failed": worker.failures}
+        row = {"minutes": settings.minutes, **counts, "open": worker.open, "blocks used": stats.used, "failures": worker.failures}
         return row | {f"{name} after a quarter": before[name] for name in before} | {f"{name} at the end": after[name] for name in after}
 
 
