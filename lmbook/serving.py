@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['chat_prompt', 'schema_pattern', 'mean_vector', 'make_app', 'serve']
 
-# %% ../nbs/88_serving.ipynb #cecf5da245
+# %% ../nbs/88_serving.ipynb #168cb212a5
 import asyncio
 import base64
 import hashlib
@@ -34,13 +34,13 @@ from .finetuning import CHAT_SPECIALS, ChatTemplate
 from .generation import SamplingConfig
 from .runs import Run, load_run
 from lmbook.streaming import (
-    Answer, Fields, Piece, Problem, Server, ServerConfig, ServingError, Worker, Writer, clean, listen, log, logprobs_of, parsed, send_events,
-    send_start, send_whole, to_json, uvicorn_server, write_texts, wrong,
+    Answer, Fields, Piece, Problem, Server, ServerConfig, ServingError, Worker, Writer, clean, listen, log, logprobs_of, parsed,
+    send_events, send_start, send_whole, to_json, uvicorn_server, write_texts, wrong,
 )  # fmt: skip
 
 _check = Check(ServingError)
 
-# %% ../nbs/88_serving.ipynb #89a6f8060d
+# %% ../nbs/88_serving.ipynb #1490c84221
 def chat_prompt(
     tokenizer: Any,  # of the model
     messages: Sequence[Mapping[str, str]],  # each with "role" (system, user, assistant) and "content"
@@ -74,7 +74,7 @@ def _messages(fields: Fields) -> list[dict[str, str]]:
     return out
 
 
-def _prompts(fields: Fields, tokenizer: Any, name: str = "prompt") -> list[list[int]]:
+def _prompts(fields: Fields, model: "_Model", name: str = "prompt") -> list[list[int]]:
     "What a client wants read: a text, several, ids, or several lists of ids."
     given = fields.get(name, (str, list), "a text, a list of texts, or token ids")
     if given is None: raise Problem(400, f"{name} is missing.", name, "missing_parameter")
@@ -87,7 +87,7 @@ def _prompts(fields: Fields, tokenizer: Any, name: str = "prompt") -> list[list[
             if not all(isinstance(id, int) and not isinstance(id, bool) for id in row):
                 raise Problem(400, f"{name} mixes texts and ids.", name, "invalid_type")
             out.append(list(row))
-        else: out.append(tokenizer.encode(clean(row, name), bos=tokenizer.bos_id is not None))
+        else: out.append(model.encode(clean(row, name), name))
     return out
 
 
@@ -98,8 +98,16 @@ class _Model:
         self.name, self.run, self.worker, self.config = name, run, worker, config
         self.tokenizer, self.context = run.tokenizer, run.model.config.context_length
         self.vocab = min(run.model.config.vocab_size, run.tokenizer.vocab_size)
+        spelled = {run.tokenizer.id_to_bytes(id) for id in range(self.vocab)}  # longest: bytes of a token, where nothing is unknown
+        self.longest = max(map(len, spelled)) if sum(len(token) == 1 for token in spelled) == 256 else None
         self._constraints: OrderedDict[str, ByteConstraint] = OrderedDict()
         self._lock = threading.Lock()
+
+    def encode(self, text: str, name: str, **how: Any) -> list[int]:
+        "A text as ids. One that is too long whatever its tokens are is not even read."
+        if self.longest is not None and len(text) > self.longest * self.context:
+            raise wrong(f"{name} is too long: {self.name} reads {self.context} tokens at most.", name, "context_length_exceeded")
+        return self.tokenizer.encode(text, bos=self.tokenizer.bos_id is not None, **how)
 
     def check(self, ids: list[int], name: str) -> None:
         if not ids: raise Problem(400, f"{name} is empty, and this model has no token to begin with.", name, "invalid_value")
@@ -332,7 +340,7 @@ def mean_vector(
         state = model.hidden(torch.tensor([list(ids)], device=next(model.parameters()).device))[0].float().mean(0)
     return torch.nn.functional.normalize(state, dim=0).cpu()
 
-# %% ../nbs/88_serving.ipynb #285d06c156
+# %% ../nbs/88_serving.ipynb #b35a0a2fd1
 class _Service:
     "Everything that is behind the routes."
 
@@ -400,6 +408,7 @@ class _Service:
             async with asyncio.timeout(self.config.deadline):
                 return await asyncio.get_running_loop().run_in_executor(pool, function, *arguments)
         except TimeoutError: raise Problem(503, "The deadline has passed. Try again.", code="deadline", **{"Retry-After": "1"}) from None
+        except Problem: raise
         except LmbookError as why: raise Problem(400, str(why), code="invalid_value") from why
         finally: self.pending -= 1
 
@@ -441,9 +450,8 @@ class _Service:
             text, more = chat_prompt(tokenizer, _messages(f))
             special = "<|end|>" in getattr(tokenizer, "specials", ()) and not more
             if special: ends = (*ends, tokenizer.special("<|end|>"))
-            how = {"bos": tokenizer.bos_id is not None, **({"specials": True} if special else {})}
-            rows = [await self.aside(self.readers, partial(tokenizer.encode, text, **how))]
-        else: rows = await self.aside(self.readers, _prompts, f, tokenizer)
+            rows = [await self.aside(self.readers, partial(model.encode, text, "messages", **({"specials": True} if special else {})))]
+        else: rows = await self.aside(self.readers, _prompts, f, model)
         for row in rows: model.check(row, "messages" if chat else "prompt")
         if len(rows) * n > config.max_choices: raise wrong(f"n: at most {config.max_choices} texts in a request.", "n")
         settings = {name: f.number(name, None, *limits) for name, limits in _LIMITS.items()}
@@ -515,7 +523,7 @@ class _Service:
         fields.none_of("dimensions")
         form, model = fields.get("encoding_format", str, "a text", "float"), self.model_of(fields)
         if form not in ("float", "base64"): raise wrong("encoding_format must be float or base64.", "encoding_format")
-        rows = await self.aside(self.readers, _prompts, fields, model.tokenizer, "input")
+        rows = await self.aside(self.readers, _prompts, fields, model, "input")
         if len(rows) > 256: raise wrong("input takes at most 256 texts at a time.", "input")
         for row in rows: model.check(row, "input")
         request.scope["lmbook"].update(model=model.name, prompt_tokens=(read := sum(map(len, rows))))
@@ -573,7 +581,7 @@ class _Service:
         told = {"Content-Security-Policy": f"default-src 'none'; {own}; frame-ancestors 'none'", "X-Content-Type-Options": "nosniff"}
         return Answer(lambda send: send_whole(send, 200, self.page, "text/html; charset=utf-8", **told))
 
-# %% ../nbs/88_serving.ipynb #1d996b4da1
+# %% ../nbs/88_serving.ipynb #22e223d449
 class _Outer:
     "Around all routes: who may ask, what a failure looks like, a line in the log, and the counters."
 
@@ -608,7 +616,7 @@ class _Outer:
         try:
             if stranger := self._stranger(dict(scope["headers"]), path): raise stranger
             await self.app(scope, receive, told)
-        except (Problem, LmbookError) as found:
+        except LmbookError as found:
             why = found if isinstance(found, Problem) else wrong(str(found))  # a setting or a message that a chapter before does not take
             if not status: await send_whole(told, why.status, to_json(why.body), **why.headers)
             note["problem"] = why.body["error"]["code"]

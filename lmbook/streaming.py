@@ -7,7 +7,7 @@ __all__ = ['log', 'Piece', 'Writer', 'logprobs_of', 'ServingError', 'ServerConfi
            'write_texts', 'to_json', 'send_whole', 'send_start', 'send_events', 'Answer', 'listen', 'uvicorn_server',
            'Server', 'wrong', 'parsed', 'Fields', 'clean']
 
-# %% ../nbs/87_streaming.ipynb #991c77aede
+# %% ../nbs/87_streaming.ipynb #e9205bc5b0
 import asyncio
 import difflib
 import json
@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .batching import Event, QueueFull, Request
 from .core import Check, LmbookError, optional, usable_path
@@ -97,7 +97,7 @@ def logprobs_of(
         "text_offset": [token["offset"] for token in tokens],
     }  # fmt: skip
 
-# %% ../nbs/87_streaming.ipynb #804ba9dd18
+# %% ../nbs/87_streaming.ipynb #1ae2e76580
 class ServingError(LmbookError):
     "A setting, a port or a file that a server cannot be made of. The message says what to change."
 
@@ -147,10 +147,18 @@ class ServerConfig:
         except ValueError: return False
 
 
-class Problem(Exception):
+class Problem(LmbookError):
     "What a client is told in place of an answer: the protocol's error object, and a status."
 
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None, **headers: str):
+    def __init__(
+        self,
+        status: int,  # of HTTP: 400 and up
+        message: str,  # for people: what is wrong, and what to do about it
+        param: str | None = None,  # the field that it is about
+        code: str | None = None,  # for programs
+        **headers: str,
+    ):
+        super().__init__(message)
         self.status, self.headers = status, headers
         kind = {401: "authentication_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
         self.body = {"error": {"message": message, "type": kind.get(status, "invalid_request_error"), "param": param, "code": code}}
@@ -369,7 +377,7 @@ class Answer:
             await asyncio.gather(work, gone, return_exceptions=True)
         if not work.cancelled(): work.result()
 
-# %% ../nbs/87_streaming.ipynb #42d1c7a279
+# %% ../nbs/87_streaming.ipynb #338a9b1045
 def listen(config: ServerConfig) -> socket.socket:
     "A socket that listens. ServingError where the port is in use, or the address is not ours."
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -458,7 +466,7 @@ class Server:
     def __init__(self, app: Any, config: ServerConfig | None = None): # of make_app, or any other of ASGI; None: the application's own
         found = config or getattr(getattr(app, "state", None), "config", None) or ServerConfig()
         self.app, self.config = app, found if config is not None else replace(found, port=0)
-        self.url = ""
+        self.url, self._server = "", cast(Any, None)
 
     def __enter__(self) -> "Server":
         self._socket = listen(self.config)
@@ -479,6 +487,7 @@ class Server:
 
     def stop(self) -> None:
         "No new requests; those that run may end, within `config.stop` seconds."
+        if self._server is None: return
         self._server.should_exit = True
         self._thread.join()
 

@@ -876,3 +876,13 @@ def test_the_page_needs_nothing_from_elsewhere(server):
     assert answer.status_code == 200 and "default-src 'none'" in answer.headers["content-security-policy"]
     assert not re.search(r"""(src|href)=["'](?!data:)|https?://|@import""", answer.text)
     assert len(answer.text) < 30_000
+
+
+def test_a_prompt_that_is_far_too_long_is_not_even_tokenized(server, monkeypatch):
+    monkeypatch.setattr(BPE, "encode", lambda *a, **k: pytest.fail("it was read"))
+    for path, body in (
+        ("/v1/completions", {"prompt": "goat " * 8000}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "goat " * 8000}]}),
+    ):
+        answer = post(server, path, {"model": "words", **body})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
