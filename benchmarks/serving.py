@@ -280,7 +280,8 @@ def soak(settings: Settings) -> dict[str, Any]:
             time.sleep(settings.pick(4, 0.5))
             if part == 0: before = holds()
         after, stats = holds(), worker.engine.stats()
-        row = {"minutes": settings.minutes, **counts, "open": worker.open, "blocks used": stats.used, "failures": worker.failures}
+        row = {"minutes": settings.minutes, **counts, "open": worker.open, "blocks used": stats.used}
+        row["engines that failed"] = worker.failures
         return row | {f"{name} after a quarter": before[name] for name in before} | {f"{name} at the end": after[name] for name in after}
 
 
