@@ -163,7 +163,7 @@ class KVCache:
         stores = [x for layer in self._layers for x in (layer.k, layer.v) if x is not None]
         return sum(x.numel() * x.element_size() for x in stores)
 
-# %% ../nbs/40_cache.ipynb #99b3fa95fd
+# %% ../nbs/40_cache.ipynb #52cff0539e
 # the exact types whose forward does the same at each call: a subclass may count, print or look at what it computes. (Those of later
 # chapters say it themselves: plain_forward = True.)
 _PLAIN_PARTS = {
@@ -216,7 +216,7 @@ class _Tape(TorchFunctionMode):
         if isinstance(x, slice): return f"slice{self._text((x.start, x.stop, x.step))}"
         if isinstance(x, tuple): return f"({''.join(self._text(part) + ', ' for part in x)})"
         if isinstance(x, list): return f"[{', '.join(map(self._text, x))}]"
-        if isinstance(x, Tensor) or callable(x): return self.names.get(id(x)) or self._name(x)
+        if isinstance(x, Tensor) or callable(x) or id(x) in self.names: return self.names.get(id(x)) or self._name(x)
         if isinstance(x, float | torch.dtype | torch.device): return self._name(x)
         raise _Unwritten
 

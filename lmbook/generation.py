@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SamplingConfig', 'keep_top_k', 'keep_top_p', 'keep_min_p', 'keep_typical', 'warp', 'penalise', 'generator_of', 'draw',
-           'read_prompts', 'check_lengths', 'end_of_text', 'known_to', 'TextStream', 'Constraint', 'NoRepeat',
+           'read_prompts', 'check_lengths', 'end_of_text', 'known_to', 'TextStream', 'Constraint', 'Chooser',
            'generate', 'Hypothesis', 'beam_search', 'stream', 'generate_text']
 
 # %% ../nbs/41_generation.ipynb #857445d2a8
@@ -192,7 +192,7 @@ def draw(
         message = "There is nothing to draw: scores of the model are NaN, or all that may follow has the probability 0."
         raise GenerationError(message) from error
 
-# %% ../nbs/41_generation.ipynb #3a1e3c5288
+# %% ../nbs/41_generation.ipynb #1613e8dece
 def _plain(x: Any) -> Any:
     "Tensors and arrays as lists and numbers."
     return x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, Iterable) else x
@@ -292,7 +292,7 @@ class Constraint(Protocol):
     def complete(self, state: Any) -> bool: ...  # whether the text may end here and nothing else may follow
 
 
-class NoRepeat:
+class _NoRepeat:
     "What may not follow, so that no n tokens in a row come twice in a text: of one row, whose ids are added to the list from outside."
 
     def __init__(self, n: int, row: list[int]):
@@ -306,20 +306,20 @@ class NoRepeat:
         return self.followers.get(tuple(self.row[max(0, len(self.row) - self.n + 1) :]), [])
 
 
-class _Chooser:
+class Chooser:
     "All that decides on the next token of each row: a constraint, penalties, filters and the dice."
 
     def __init__(
         self,
         config: SamplingConfig,
-        rows: list[list[int]],
+        rows: list[list[int]],  # the texts so far; whoever chooses appends to them
         device: torch.device,
-        constraint: Constraint | None = None,
-        tokenizer: Tokenizer | None = None,
+        constraint: Constraint | None = None,  # what may be written, for each row alike
+        tokenizer: Tokenizer | None = None,  # for its <eos>, and for which ids it has
     ):
         self.config, self.constraint, self.rows, self.device, self.tokenizer = config, constraint, rows, device, tokenizer
         self.written, self.eos = 0, sorted(end_of_text(config, tokenizer))
-        self.repeats = [] if config.no_repeat_ngram is None else [NoRepeat(config.no_repeat_ngram, row) for row in rows]
+        self.repeats = [] if config.no_repeat_ngram is None else [_NoRepeat(config.no_repeat_ngram, row) for row in rows]
         self.generator: torch.Generator | None = None
         if config.temperature != 0: self.generator = generator_of(config, device)
         self.states: list[Any] = [] if constraint is None else [constraint.start] * len(rows)
@@ -350,16 +350,26 @@ class _Chooser:
         if self.written < self.config.min_new_tokens: out[:, self.eos] = True
         return logits.masked_fill(out, -math.inf)
 
-    def choose(self, logits: Tensor) -> Tensor: # (B, V) to (B,)
+    def prepare(self, logits: Tensor) -> Tensor: # (B, V) to (B, V'): what may not follow gets -inf
+        "The scores before temperature and filters."
         logits = known_to(self.tokenizer, logits)
         if self.constraint is not None: logits = self._permitted(logits, self.constraint)
         if self.config.penalises: logits = self._penalised(logits)
         if self.config.looks_back: logits = self._held_back(logits)
+        return logits
+
+    def note(self, ids: Tensor) -> None: # (B,)
+        "Count what was chosen, for penalties and for the length."
         self.written += 1
+        if self.seen is None or self.counts is None: return
+        self.seen.scatter_(1, ids[:, None], True)
+        self.counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None], dtype=self.counts.dtype))
+
+    def choose(self, logits: Tensor) -> Tensor: # (B, V) to (B,)
+        "A token for each row."
+        logits = self.prepare(logits)
         ids = logits.argmax(-1) if self.config.temperature == 0 else draw(warp(logits, self.config), self.generator)
-        if self.seen is not None and self.counts is not None:
-            self.seen.scatter_(1, ids[:, None], True)
-            self.counts.scatter_add_(1, ids[:, None], torch.ones_like(ids[:, None], dtype=self.counts.dtype))
+        self.note(ids)
         return ids
 
     def complete(self, row: int, id: int) -> bool:
@@ -369,6 +379,8 @@ class _Chooser:
         return self.constraint.complete(self.states[row])
 
     def select(self, keep: list[int]) -> None:
+        "Keep some rows, in this order."
+        _check.that(all(0 <= b < len(self.rows) for b in keep), f"There are {len(self.rows)} rows, numbered from 0. Keep some of them.")
         if self.constraint is not None: self.states = [self.states[b] for b in keep]
         if self.seen is not None and self.counts is not None: self.seen, self.counts = self.seen[keep], self.counts[keep]
         if self.repeats: self.repeats = [self.repeats[b] for b in keep]
@@ -394,7 +406,7 @@ def _tokens(
             reader = reader_of(model, source, config.max_new_tokens)
             limit = reader.limit
             check_lengths(rows, limit)
-            chooser = _Chooser(config, rows, reader.device, constraint, tokenizer)
+            chooser = Chooser(config, rows, reader.device, constraint, tokenizer)
             logits = reader.start(rows)
             if bool(logits.isnan().any()):
                 raise GenerationError("The model's scores are NaN. Were its weights trained and loaded without an error?")
