@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['chat_prompt', 'schema_pattern', 'mean_vector', 'make_app', 'serve']
 
-# %% ../nbs/88_serving.ipynb #168cb212a5
+# %% ../nbs/88_serving.ipynb #53f4a1841a
 import asyncio
 import base64
 import hashlib
@@ -37,6 +37,7 @@ from lmbook.streaming import (
     Answer, Fields, Piece, Problem, Server, ServerConfig, ServingError, Worker, Writer, clean, listen, log, logprobs_of, parsed,
     send_events, send_start, send_whole, to_json, uvicorn_server, write_texts, wrong,
 )  # fmt: skip
+from .transformer import Transformer
 
 _check = Check(ServingError)
 
@@ -235,7 +236,7 @@ class _Guarded:
         except LmbookError as why: self.failed = str(why)
         return True
 
-# %% ../nbs/88_serving.ipynb #d091ce202f
+# %% ../nbs/88_serving.ipynb #e793ae7640
 _SAMPLING = (
     "model", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "typical_p", "repetition_penalty",
     "frequency_penalty", "presence_penalty", "no_repeat_ngram", "stop", "seed", "n", "stream", "stream_options", "logprobs", "regex",
@@ -332,12 +333,14 @@ class _Texts:
 
 @torch.inference_mode()
 def mean_vector(
-    model: Any,  # a decoder
+    model: Transformer,  # a decoder
     ids: Sequence[int],  # (T,) of one text, at least one
 ) -> torch.Tensor: # (D,) on the CPU, of length 1
     "What a model makes of a text: the mean of its last hidden states."
+    row = _check.row(ids, model.config.vocab_size, "the text")
+    _check.that(len(row) > 0, "A text without tokens has no vector. Give it one, such as <bos>.")
     with evaluating(model):
-        state = model.hidden(torch.tensor([list(ids)], device=next(model.parameters()).device))[0].float().mean(0)
+        state = model.hidden(torch.from_numpy(row)[None].to(next(model.parameters()).device))[0].float().mean(0)
     return torch.nn.functional.normalize(state, dim=0).cpu()
 
 # %% ../nbs/88_serving.ipynb #b35a0a2fd1

@@ -7,7 +7,7 @@ __all__ = ['log', 'Piece', 'Writer', 'logprobs_of', 'ServingError', 'ServerConfi
            'write_texts', 'to_json', 'send_whole', 'send_start', 'send_events', 'Answer', 'listen', 'uvicorn_server',
            'Server', 'wrong', 'parsed', 'Fields', 'clean']
 
-# %% ../nbs/87_streaming.ipynb #e9205bc5b0
+# %% ../nbs/87_streaming.ipynb #ea339d9080
 import asyncio
 import difflib
 import json
@@ -29,8 +29,9 @@ from typing import Any, cast
 from .batching import Event, QueueFull, Request
 from .core import Check, LmbookError, optional, usable_path
 from .generation import TextStream
+from .tokenization import Tokenizer
 
-# %% ../nbs/87_streaming.ipynb #6b6dea50ab
+# %% ../nbs/87_streaming.ipynb #a515616376
 @dataclass
 class Piece:
     "What is new in one text: characters that are certain, the tokens they are made of, and why it ended, if it did."
@@ -45,7 +46,7 @@ class Writer:
 
     def __init__(
         self,
-        tokenizer: Any,  # of the model
+        tokenizer: Tokenizer,  # of the model
         stop: Sequence[str] = (),  # a text ends before the first of these
         ends: Iterable[int] = (),  # ids that end a text, and are no part of it
         logprobs: int | None = None,  # how many of the likeliest tokens are told beside each; None: nothing is told of tokens
@@ -92,9 +93,9 @@ def logprobs_of(
     "Tokens and their log-probabilities in the form of OpenAI's protocol."
     if chat: return {"content": [{k: v for k, v in token.items() if k != "offset"} for token in tokens], "refusal": None}
     return {
-        "tokens": [token["token"] for token in tokens], "token_logprobs": [token["logprob"] for token in tokens],
-        "top_logprobs": [_by_name(token["top_logprobs"]) for token in tokens],
-        "text_offset": [token["offset"] for token in tokens],
+        "tokens": [token.get("token") for token in tokens], "token_logprobs": [token.get("logprob") for token in tokens],
+        "top_logprobs": [_by_name(token.get("top_logprobs", [])) for token in tokens],
+        "text_offset": [token.get("offset") for token in tokens],
     }  # fmt: skip
 
 # %% ../nbs/87_streaming.ipynb #1ae2e76580
