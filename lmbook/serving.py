@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['chat_prompt', 'schema_pattern', 'mean_vector', 'make_app', 'serve']
 
-# %% ../nbs/88_serving.ipynb #53f4a1841a
+# %% ../nbs/88_serving.ipynb #2ebefb1dc5
 import asyncio
 import base64
 import hashlib
@@ -34,14 +34,14 @@ from .finetuning import CHAT_SPECIALS, ChatTemplate
 from .generation import SamplingConfig
 from .runs import Run, load_run
 from lmbook.streaming import (
-    Answer, Fields, Piece, Problem, Server, ServerConfig, ServingError, Worker, Writer, clean, listen, log, logprobs_of, parsed,
+    Answer, Fields, Piece, Problem, Server, ServerConfig, ServingError, Worker, Writer, checked_text, listen, log, logprobs_of, parsed,
     send_events, send_start, send_whole, to_json, uvicorn_server, write_texts, wrong,
 )  # fmt: skip
 from .transformer import Transformer
 
 _check = Check(ServingError)
 
-# %% ../nbs/88_serving.ipynb #1490c84221
+# %% ../nbs/88_serving.ipynb #17f85037ea
 def chat_prompt(
     tokenizer: Any,  # of the model
     messages: Sequence[Mapping[str, str]],  # each with "role" (system, user, assistant) and "content"
@@ -67,11 +67,11 @@ def _messages(fields: Fields) -> list[dict[str, str]]:
         if not isinstance(message, dict): raise Problem(400, f"{where} must be an object.", "messages", "invalid_type")
         odd = sorted(set(message) - {"role", "content", "name"})
         if odd: raise Problem(400, f"{where} has {odd[0][:40]!r}: only role and content are known here.", "messages", "unknown_parameter")
-        role, content = clean(message.get("role"), f"{where}.role"), message.get("content")
+        role, content = checked_text(message.get("role"), f"{where}.role"), message.get("content")
         if isinstance(content, list):
             parts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
-            content = "".join(clean(part, f"a part of {where}.content") for part in parts)
-        out.append({"role": {"developer": "system"}.get(role, role), "content": clean(content, f"{where}.content")})
+            content = "".join(checked_text(part, f"a part of {where}.content") for part in parts)
+        out.append({"role": {"developer": "system"}.get(role, role), "content": checked_text(content, f"{where}.content")})
     return out
 
 
@@ -88,7 +88,7 @@ def _prompts(fields: Fields, model: "_Model", name: str = "prompt") -> list[list
             if not all(isinstance(id, int) and not isinstance(id, bool) for id in row):
                 raise Problem(400, f"{name} mixes texts and ids.", name, "invalid_type")
             out.append(list(row))
-        else: out.append(model.encode(clean(row, name), name))
+        else: out.append(model.encode(checked_text(row, name), name))
     return out
 
 
@@ -343,7 +343,7 @@ def mean_vector(
         state = model.hidden(torch.from_numpy(row)[None].to(next(model.parameters()).device))[0].float().mean(0)
     return torch.nn.functional.normalize(state, dim=0).cpu()
 
-# %% ../nbs/88_serving.ipynb #b35a0a2fd1
+# %% ../nbs/88_serving.ipynb #aa99540bc6
 class _Service:
     "Everything that is behind the routes."
 
@@ -439,7 +439,7 @@ class _Service:
         n, stream = f.number("n", 1, 1, config.max_choices, whole=True), f.get("stream", bool, "true or false", False)
         usage = f.get("stream_options", dict, "an object", {}).get("include_usage") is True
         stop = f.get("stop", (str, list), "a text or a list of texts", [])
-        stop = tuple(clean(s, "stop") for s in ([stop] if isinstance(stop, str) else stop))
+        stop = tuple(checked_text(s, "stop") for s in ([stop] if isinstance(stop, str) else stop))
         if len(stop) > 16 or any(not 0 < len(s) <= 200 for s in stop):
             raise wrong("stop takes at most 16 texts of 1 to 200 characters.", "stop")
         logprobs = f.number("logprobs", None, 0, 20, whole=True) if not chat else None
@@ -546,7 +546,7 @@ class _Service:
         rows = given if isinstance(given, list) else [given]
         if given is None or not 0 < len(rows) <= 256: raise wrong("input must be a text or a list of 1 to 256.", "input")
         for row in rows:
-            for text in row.values() if isinstance(row, dict) else [row]: clean(text, "input")
+            for text in row.values() if isinstance(row, dict) else [row]: checked_text(text, "input")
 
         async def produce(send: Any) -> None:
             try: found = await self.aside(self.pool, self.services[name].predict, rows)

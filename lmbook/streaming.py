@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['log', 'Piece', 'Writer', 'logprobs_of', 'ServingError', 'ServerConfig', 'Problem', 'read_keys', 'Job', 'Worker',
            'write_texts', 'to_json', 'send_whole', 'send_start', 'send_events', 'Answer', 'listen', 'uvicorn_server',
-           'Server', 'wrong', 'parsed', 'Fields', 'clean']
+           'Server', 'wrong', 'parsed', 'Fields', 'checked_text']
 
 # %% ../nbs/87_streaming.ipynb #ea339d9080
 import asyncio
@@ -492,7 +492,7 @@ class Server:
         self._server.should_exit = True
         self._thread.join()
 
-# %% ../nbs/87_streaming.ipynb #996aee3f22
+# %% ../nbs/87_streaming.ipynb #8f191ecfc8
 def wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Problem: return Problem(400, message, param, code)
 
 
@@ -533,7 +533,7 @@ class Fields:
 
     def text(self, name: str) -> str | None:
         value = self.get(name, str, "a text")
-        return None if value is None else clean(value, name)
+        return None if value is None else checked_text(value, name)
 
     def none_of(self, *names: str) -> None:
         "What this server does not do, unless it is asked for nothing."
@@ -542,7 +542,7 @@ class Fields:
             raise Problem(400, f"{name} is not supported by this server: leave it out.", name, "unsupported_parameter")
 
 
-def clean(text: Any, name: str) -> str:
+def checked_text(text: Any, name: str) -> str:
     "A text that has a UTF-8 form."
     if not isinstance(text, str): raise Problem(400, f"{name} must be a text, not {type(text).__name__}.", name, "invalid_type")
     try: text.encode()

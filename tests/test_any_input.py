@@ -228,6 +228,8 @@ NEEDS = {  # what cannot be called with values of its types alone, and why (* st
     "cli.main": "above", "batches.Batches.*": "each kind of batches has its own",
     "optimizers.*update": "called by `step`, with its own groups",
     "tokenization.Tokenizer": "each kind of tokenizer has its own", "runs.train_run": "above: lmbook train",
+    "streaming.Job": "works on an event loop: tests of its own", "streaming.Worker.*": "works on an event loop: tests of its own",
+    "streaming.write_texts": "works on an event loop: tests of its own", "serving.serve": "listens until it is told to end",
     "grammar.expectations": "an exact sum over the whole grammar: longer than a call may take here",
     "cluster.*": "works on processes: tests of its own", "data_parallel.*": "works on ranks: tests of its own",
     "distributed.*": "works on ranks: tests of its own", "model_parallel.*": "works on ranks: tests of its own",
