@@ -401,7 +401,8 @@ def test_every_line_of_the_command_in_the_readme_is_one(tmp_path: Path):
 
     [block] = re.findall(r"## A model of your own text\n\n```bash\n(.*?)```", README, re.DOTALL)
     words = [shlex.split(line, comments=True) for line in block.strip().splitlines()]
-    assert [w[:2] for w in words] == [["lmbook", c] for c in ("train", "generate", "evaluate", "evaluate", "tokenize")]
+    shown = ("train", "generate", "evaluate", "evaluate", "tokenize", "finetune", "chat", "quantize", "serve")
+    assert [w[:2] for w in words] == [["lmbook", c] for c in shown]
     for line in words: _parse(line[1], line[2:])
 
 
