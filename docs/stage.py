@@ -165,7 +165,28 @@ def read_chapter(path: Path, package: str) -> Chapter:
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
     notebook.cells = [cell for cell in notebook.cells if _prepare(cell, chapter, package)]
     chapter.title = chapter.headings[0] if chapter.headings else path.stem
+    if chapter.number: _say_how_long(chapter)
     return chapter
+
+
+def reading(notebook: nbformat.NotebookNode) -> tuple[int, int, int]: # minutes, words, cells that are not folded
+    "How long a chapter is for a reader: 200 words of prose a minute, and three quarters of a minute for each cell that is seen."
+    prose = [re.sub(r"^(```|~~~).*?^\1", "", c.source, flags=re.M | re.S) for c in notebook.cells if c.cell_type == "markdown"]
+    words = sum(len(text.split()) for text in prose)
+    cells = sum(c.cell_type == "code" and "hide-input" not in c.metadata.get("tags", ()) for c in notebook.cells)
+    return round(words / 200 + 0.75 * cells), words, cells
+
+
+def _say_how_long(chapter: Chapter) -> None:
+    "Under the promise of a chapter: how long it takes to read."
+    minutes, words, cells = reading(chapter.notebook)
+    first = chapter.notebook.cells[0]
+    lines = first.source.split("\n")
+    promise = next((i for i, line in enumerate(lines) if line.startswith(">")), None)
+    if promise is None: return
+    end = next((i for i in range(promise, len(lines)) if not lines[i].startswith(">")), len(lines))
+    lines[end:end] = ["", f"*About {max(5, 5 * round(minutes / 5))} minutes: {words:,} words and {cells} cells.*", ""]
+    first.source = "\n".join(lines).strip()
 
 
 def _prepare(cell: nbformat.NotebookNode, chapter: Chapter, package: str) -> bool:

@@ -82,6 +82,26 @@ def test_headings_leave_out_comments_in_code():
     assert chapter.headings == ["A b", "C e"]
 
 
+
+def test_how_long_a_chapter_takes():
+    text = "# Long\n\n> A promise,\n> of two lines.\n\n" + "word " * 1988 + "\n```\nnot read\n```"
+    cells = [new_markdown_cell(text), new_code_cell("1"), new_code_cell("2")]
+    cells[2].metadata["tags"] = ["hide-input"]
+    assert stage.reading(new_notebook(cells=cells)) == (11, 1997, 1)
+    chapter = stage.Chapter("10_long", new_notebook(cells=cells))
+    stage._say_how_long(chapter)
+    said = ["> A promise,", "> of two lines.", "", "*About 10 minutes: 1,997 words and 1 cells.*"]
+    assert chapter.notebook.cells[0].source.split("\n")[2:6] == said
+
+
+def test_a_first_reading_of_the_book_is_less_than_25_hours():
+    pages = {path.stem: path for path in notebooks()}
+    [table] = [cell.source for cell in nbformat.read(pages["index"], 4).cells if "| part | first reading" in cell.source]
+    rows = [line.split("|") for line in table.splitlines() if line.startswith("| ")]
+    first = [name for row in rows for name in re.findall(r"\]\((\w+)\.ipynb\)", row[2])]
+    assert len(first) > 25 and sum(stage.reading(nbformat.read(pages[name], 4))[0] for name in first) < 25 * 60
+
+
 @pytest.mark.parametrize("evidence", ["01_m#what-is-it", "01_m#What is it?", "01_m.ipynb#What-is-it?"])
 def test_evidence_is_found_by_heading_or_slug(evidence):
     chapter = stage.Chapter("01_m", new_notebook(), title="M", headings=["M", "What is it?"])
