@@ -385,7 +385,7 @@ class Tokenize(Command, SourceConfig):
             for id in ids: print(f"{id}\t{tokenizer.id_to_token(id)}")
         _to_stderr(f"{len(ids):,} tokens, {characters:,} characters, {size:,} bytes: {size / max(1, len(ids)):.2f} bytes a token")
 
-# %% ../nbs/89_cli.ipynb #f7eceaa355
+# %% ../nbs/89_cli.ipynb #68a9ef74a7
 @dataclass(frozen=True)
 class Quantize(Command, QuantizeConfig):
     "Keep a model's weights in fewer bits."
@@ -416,18 +416,18 @@ _STORED = "how matrices are stored: " + "; ".join(f"{to}: {' '.join(kinds)}" for
 
 @dataclass(frozen=True)
 class Export(Command):
-    "Write a model for another program: llama.cpp, ONNX Runtime, CTranslate2."
+    "Write a model for another program: llama.cpp, ONNX Runtime, CTranslate2, transformers and vLLM."
 
     example: ClassVar = "lmbook export runs/novel --to gguf --quantize q4_k"
 
     folder: Folder = field(kw_only=True)
-    to: Engine = "gguf"  # llama.cpp and its kin, ONNX Runtime, or CTranslate2 (a folder)
+    to: Engine = "gguf"  # llama.cpp and its kin; ONNX Runtime; a folder for CTranslate2; one for transformers, vLLM and others
     quantize: Annotated[Stored, arg(help=_STORED)] = "f32"
     out: str | None = None  # the file or folder, which is not there yet; none: here, named after the run
 
     def run(self, words: Sequence[str]) -> None:
         name = f"{os.path.basename(os.path.abspath(self.folder))}-{self.quantize}"
-        path = self.out or name + ("" if self.to == "ctranslate2" else f".{self.to}")
+        path = self.out or name + (f".{self.to}" if self.to in ("gguf", "onnx") else "")
         chat = template_of(self.folder).template if (Path(self.folder) / "chat_template.jinja").exists() else ""
         done = export_model(self.folder, path, self.to, self.quantize, chat_template=chat)
         for note in done.notes: _to_stderr(f"note: {note}")

@@ -6,7 +6,8 @@
 __all__ = ['Engine', 'Stored', 'STORED', 'EngineError', 'load_gguf', 'onnx_model', 'Exported', 'export_model', 'group_size_of',
            'quantize_run']
 
-# %% ../nbs/79_engines.ipynb #649bf7a034
+# %% ../nbs/79_engines.ipynb #9376f45671
+import copy
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from .attention import alibi_slopes
 from .core import Check, LmbookError, optional, usable_path, whole_folder, write_whole
 from .gguf import BLOCKS, GGUF, GGUFTensor, Kind, read_gguf, to_blocks, write_gguf
 from .positions import sinusoidal
+from .pretrained import save_pretrained
 from .quantization import QuantizeConfig, QuantizedLinear, quantize, save_quantized, size_of
 from .runs import load_run
 from .tokenization import BPE, PATTERN, Tokenizer
@@ -389,7 +391,7 @@ def onnx_model(
     onnx.checker.check_model(made)
     return made
 
-# %% ../nbs/79_engines.ipynb #d07e496b07
+# %% ../nbs/79_engines.ipynb #1a814f5dec
 _GATES = {"swiglu": "SWISH", "geglu": "GELU", "geglu_tanh": "GELUTanh"}  # our gates, and CTranslate2's names of them
 
 
@@ -425,9 +427,11 @@ def _ctranslate2_spec(model: Transformer, names: list[str], tokenizer: Tokenizer
     return spec
 
 
-Engine = Literal["gguf", "onnx", "ctranslate2"]
+Engine = Literal["gguf", "onnx", "ctranslate2", "transformers"]
 Stored = Literal["f32", "f16", "q8_0", "q4_0", "q4_1", "q5_0", "q4_k", "q6_k", "int8"]
-STORED: dict[Engine, tuple[Stored, ...]] = {"gguf": get_args(Kind), "onnx": ("f32", "int8"), "ctranslate2": ("f32", "f16", "int8")}
+STORED: dict[Engine, tuple[Stored, ...]] = {
+    "gguf": get_args(Kind), "onnx": ("f32", "int8"), "ctranslate2": ("f32", "f16", "int8"), "transformers": ("f32", "f16"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -458,12 +462,12 @@ def _exact(model: Transformer) -> Transformer:
 
 def export_model(
     source: Transformer | str | Path,  # a model; or the folder of a run, or of a Llama with its tokenizer
-    path: str | Path,  # of a file that is not there yet; for CTranslate2 of a folder
-    to: Engine = "gguf",  # for which engine: llama.cpp and its kin, ONNX Runtime, CTranslate2
+    path: str | Path,  # of a file that is not there yet; for CTranslate2 and transformers of a folder
+    to: Engine = "gguf",  # for which engine: llama.cpp and its kin, ONNX Runtime, CTranslate2; transformers, and so vLLM and others
     quantize: Stored = "f32",  # how matrices are stored; STORED says which engine knows what
     *,
     tokenizer: Tokenizer | None = None,  # the model's, where source is none that has one. None: the file takes ids
-    chat_template: str = "",  # for GGUF: how messages become a text, see lmbook.finetuning.ChatTemplate
+    chat_template: str = "",  # for GGUF and transformers: how messages become a text, see lmbook.finetuning.ChatTemplate
 ) -> Exported:
     """Write a model for a program that knows nothing of this book. Dropout acts in training alone, and is not written.
 
@@ -482,6 +486,13 @@ def export_model(
         data = onnx_model(model, quantize == "int8").SerializeToString()
         write_whole(path, data, EngineError)
         return Exported(path, len(data))
+    if to == "transformers":
+        _only(c, _LLAMA, "A Llama of transformers")
+        _weights(model)  # a plain model, and numbers
+        with whole_folder(path, EngineError) as folder:
+            save_pretrained(copy.deepcopy(model).half() if quantize == "f16" else model, folder, "llama", tokenizer)
+            if chat_template: write_whole(folder / "chat_template.jinja", chat_template, EngineError)
+        return Exported(path, sum(p.stat().st_size for p in path.iterdir()))
     if len(c.rotary_scaling) > 1: raise EngineError(f"rotary_scaling={c.rotary_scaling} is not written here: () and (factor,) are.")
     if to == "ctranslate2":
         gate = {"activation": c.activation} if c.activation in _GATES else {}

@@ -386,6 +386,28 @@ def test_from_a_folder(tmp_path: Path):
         with pytest.raises(LmbookError, match="There is no folder"): export_model(tmp_path / "none", tmp_path / f"x.{engine}", engine)
 
 
+@pytest.mark.parametrize("stored", STORED["transformers"])
+def test_a_folder_for_transformers_and_vllm(stored: Any, tmp_path: Path):
+    "What vLLM and others read of a folder: the class, the sizes, the type of the numbers, the tokenizer, where a text ends, the template."
+    transformers = pytest.importorskip("transformers")
+    model, template = make(), ChatTemplate()
+    done = export_model(model, tmp_path / "hf", "transformers", stored, tokenizer=BPES, chat_template=template.template)
+    told = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert told["architectures"] == ["LlamaForCausalLM"] and told["model_type"] == "llama" and told["vocab_size"] == model.config.vocab_size
+    assert told["torch_dtype"] == {"f32": "float32", "f16": "float16"}[stored] and told["eos_token_id"] == BPES.eos_id
+    assert told["max_position_embeddings"] == model.config.context_length
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert {path.name for path in done.path.iterdir()} == names and done.bytes > 1000
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(done.path).float()
+    close(theirs(some_ids()).logits.detach(), scores(model, some_ids()), 1e-4 if stored == "f32" else 0.02)
+    tokens = transformers.AutoTokenizer.from_pretrained(done.path)
+    assert tokens("The cat", add_special_tokens=False)["input_ids"] == BPES.encode("The cat")
+    talk = [{"role": "user", "content": "Who?"}]
+    assert tokens.apply_chat_template(talk, tokenize=False, add_generation_prompt=True) == template.render(talk, prompt=True)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in make().parameters())  # the model stays as it is
+    assert next(model.parameters()).dtype == torch.float32
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_another_precision(dtype: torch.dtype, tmp_path: Path):
     model = make()
@@ -409,7 +431,8 @@ NOT_LLAMA = {
 @pytest.mark.parametrize("engine", STORED)
 def test_a_setting_that_a_format_does_not_know_is_named(setting: str, engine: Any, tmp_path: Path):
     model, path = make(**NOT_LLAMA[setting]), tmp_path / "a" / "m"
-    if engine == "onnx" and setting not in ("kind", "types", "head", "residual"):
+    fits = {"onnx": setting not in ("kind", "types", "head", "residual"), "transformers": setting == "rotary_scaling"}
+    if fits.get(engine):
         export_model(model, path, engine)
         return
     with pytest.raises(EngineError, match=rf"\b{setting}="): export_model(model, path, engine, tokenizer=BPES)
