@@ -385,7 +385,7 @@ class Tokenize(Command, SourceConfig):
             for id in ids: print(f"{id}\t{tokenizer.id_to_token(id)}")
         _to_stderr(f"{len(ids):,} tokens, {characters:,} characters, {size:,} bytes: {size / max(1, len(ids)):.2f} bytes a token")
 
-# %% ../nbs/89_cli.ipynb #68a9ef74a7
+# %% ../nbs/89_cli.ipynb #1dc4cccc3d
 @dataclass(frozen=True)
 class Quantize(Command, QuantizeConfig):
     "Keep a model's weights in fewer bits."
@@ -428,7 +428,7 @@ class Export(Command):
     def run(self, words: Sequence[str]) -> None:
         name = f"{os.path.basename(os.path.abspath(self.folder))}-{self.quantize}"
         path = self.out or name + (f".{self.to}" if self.to in ("gguf", "onnx") else "")
-        chat = template_of(self.folder).template if (Path(self.folder) / "chat_template.jinja").exists() else ""
+        chat = template_of(self.folder).template if (usable_path(self.folder, RunError) / "chat_template.jinja").exists() else ""
         done = export_model(self.folder, path, self.to, self.quantize, chat_template=chat)
         for note in done.notes: _to_stderr(f"note: {note}")
         self.say({"path": done.path, "bytes": done.bytes, "notes": done.notes}, f"{done.path}: {done.bytes:,} bytes")
@@ -445,11 +445,11 @@ class Serve(OnDevice, ServerConfig):
     keys: Suppress[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
-        if self.api_key_file is not None: object.__setattr__(self, "keys", read_keys(self.api_key_file))
-        super().__post_init__()
+        if self.api_key_file is None: super().__post_init__()  # else when the keys are known
 
     def run(self, words: Sequence[str]) -> None:
-        serve(self.folders, _as(ServerConfig, self), self.device, note=_to_stderr)
+        keys = () if self.api_key_file is None else read_keys(self.api_key_file)
+        serve(self.folders, _as(ServerConfig, self, keys=keys), self.device, note=_to_stderr)
 
 
 @dataclass(frozen=True)

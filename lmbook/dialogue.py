@@ -29,7 +29,7 @@ from .search import BM25
 from .small_world import SmallWorld
 from .tokenization import Tokenizer
 
-# %% ../nbs/76_dialogue.ipynb #c86cb6dba5
+# %% ../nbs/76_dialogue.ipynb #153bf19a4d
 class DialogueError(LmbookError):
     "A conversation, a memory or a gap that cannot be. The message says what to change."
 
@@ -68,7 +68,8 @@ class ChatFormat:
         return before, self.tokenizer.encode(message["content"]), after
 
     def size(self, message: Message) -> int:
-        "How many ids a message takes."
+        "How many ids a message takes. Raises DialogueError for what is none."
+        self.check(message)
         return sum(map(len, self._parts(message)))
 
     def check(self, message: Any, what: str = "The message") -> None:

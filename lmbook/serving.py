@@ -677,7 +677,7 @@ def make_app(
     app.state.service, app.state.config = service, config
     return app
 
-# %% ../nbs/88_serving.ipynb #c881c2689d
+# %% ../nbs/88_serving.ipynb #5f552f0859
 def serve(
     folders: Mapping[str, str | Path] | Sequence[str | Path],  # of runs, by name; or only folders, each under its own name
     config: ServerConfig | None = None,  # None: the defaults, port 8000 of this machine
@@ -686,9 +686,9 @@ def serve(
     note: Callable[[str], Any] = print,  # gets a line once it listens
 ) -> None:
     "Load models and serve them until the process is told to end (Ctrl-C, SIGTERM). Raises ServingError, or RunError of a folder."
-    if isinstance(folders, str | Path): folders = [folders]
-    config = config or ServerConfig()
-    named = dict(folders) if isinstance(folders, Mapping) else {Path(folder).resolve().name: folder for folder in folders}
+    config, folders = config or ServerConfig(), [folders] if isinstance(folders, str | Path) else folders
+    try: named = dict(folders) if isinstance(folders, Mapping) else {Path(folder).resolve().name: folder for folder in folders}
+    except (OSError, RuntimeError, ValueError) as why: raise ServingError(f"A folder cannot be found: {why}.") from why
     _check.that(isinstance(folders, Mapping) or len(named) == len(folders), "Two folders have the same name: give names of their own.")
     listening = listen(config)  # before minutes of loading
     try:

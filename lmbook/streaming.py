@@ -492,8 +492,10 @@ class Server:
         self._server.should_exit = True
         self._thread.join()
 
-# %% ../nbs/87_streaming.ipynb #8f191ecfc8
-def wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Problem: return Problem(400, message, param, code)
+# %% ../nbs/87_streaming.ipynb #422bee8da0
+def wrong(message: str, param: str | None = None, code: str = "invalid_value") -> Problem: # to be raised
+    "What is said of a request with something wrong in it: an error with status 400."
+    return Problem(400, message, param, code)
 
 
 def _refuse(name: str) -> Any: raise ValueError(f"{name} is no JSON")

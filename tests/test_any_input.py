@@ -201,7 +201,7 @@ def try_commands(cases: list[list[str]], template: Path, folder: Path, monkeypat
     return problems
 
 
-@pytest.mark.parametrize("name", sorted(cli.COMMANDS))
+@pytest.mark.parametrize("name", sorted(VALID))
 def test_whatever_an_option_is_given_the_command_ends_well_or_in_one_line(name, template, place, monkeypatch):
     cases = []
     names = make_place(template, place / "names")
@@ -225,11 +225,12 @@ NEEDS = {  # what cannot be called with values of its types alone, and why (* st
     "core.seed_everything": "the state of everybody's dice", "core.set_random_state": "the state of everybody's dice",
     "corpora.python_docs": "reads the whole of the documentation",
     "corpora.load_hub": "asks a network", "corpora.read_corpus": "asks a network",
-    "cli.main": "above", "batches.Batches.*": "each kind of batches has its own",
+    "cli.main": "above", "cli.*": "above, by the command", "batches.Batches.*": "each kind of batches has its own",
     "optimizers.*update": "called by `step`, with its own groups",
     "tokenization.Tokenizer": "each kind of tokenizer has its own", "runs.train_run": "above: lmbook train",
     "streaming.Job": "works on an event loop: tests of its own", "streaming.Worker.*": "works on an event loop: tests of its own",
-    "streaming.write_texts": "works on an event loop: tests of its own", "serving.serve": "listens until it is told to end",
+    "streaming.write_texts": "works on an event loop: tests of its own",
+    "streaming.Fields.get": "knows the types of JSON: tests of its own", "serving.serve": "listens until it is told to end",
     "grammar.expectations": "an exact sum over the whole grammar: longer than a call may take here",
     "cluster.*": "works on processes: tests of its own", "data_parallel.*": "works on ranks: tests of its own",
     "distributed.*": "works on ranks: tests of its own", "model_parallel.*": "works on ranks: tests of its own",
@@ -318,7 +319,7 @@ def known() -> dict[Any, Any]:
     from lmbook.batches import Batches, Examples, TokenStream
     from lmbook.constraints import ByteMachine, RegexMachine
     from lmbook.core import Box
-    from lmbook.dialogue import ChatFormat, Conversation, Recent, Talk
+    from lmbook.dialogue import ChatFormat, ChatLessons, Conversation, Recent, Talk, messages_of
     from lmbook.federated import FederatedConfig, Federation, SecureClient, SecureConfig, Span
     from lmbook.finetuning import CHAT_SPECIALS, LabelledTexts, LoraConfig, LoraLinear
     from lmbook.grammar import Grammar
@@ -402,6 +403,7 @@ def known() -> dict[Any, Any]:
         Batches: [examples], SecureClient: [lambda: SecureClient(1, SecureConfig().encode(torch.ones(3), 2), 2, SecureConfig())],
         Span: [Span.of(torch.eye(2, 4))], Pseudonyms: [Pseudonyms(["Ann", "Bo"])],
         ShardedModels: [lambda: ShardedModels([[1, 2], [3]], ["a", "b"], lambda texts, shard: torch.nn.Embedding(9, 9), shards=1)],
+        ChatLessons: [lambda: ChatLessons([messages_of([Talk(random.Random(0)).tell()])], ChatFormat(words))],
         ChatFormat: [ChatFormat(words)], Talk: [lambda: Talk(random.Random(0))],
         Conversation: [lambda: Conversation(copy.deepcopy(talker), words, "a goat", Recent())],
         Readable: [lambda: io.BytesIO(b"<mediawiki><page>"), lambda: io.BytesIO(b"")],

@@ -94,7 +94,7 @@ def test_help_names_every_command_and_a_wrong_one_is_code_2():
     for name, kind in cli.COMMANDS.items():
         with contextlib.redirect_stdout(io.StringIO()) as help: assert main([name, "--help"]) == 0
         said = " ".join(re.findall(r"[^\s│]+", help.getvalue()))
-        for option in (f for f in fields(kind) if f.name not in ("folder", "tokenizer", "words", "model", "train")):
+        for option in (f for f in fields(kind) if f.name not in ("folder", "folders", "keys", "tokenizer", "words", "model", "train")):
             assert f"--{option.name.replace('_', '-')}" in said or name == "tokenize", (name, option.name)
         for line in kind.example.split("\n"): assert line in said and shlex.split(line)[:2] == ["lmbook", name], said[:400]
     assert main(["trian"]) == 2 and main(["train"]) == 2 and main([]) == 2

@@ -336,7 +336,8 @@ def speaks(text: str) -> Any:
 def test_nobody_speaks_in_anothers_name(module=dialogue):
     chat = module.Conversation(speaks("you<|user|>"), WORDS, config=SamplingConfig(max_new_tokens=3, temperature=0))
     reply = chat.say("Hello.")
-    assert reply == "you" and WORDS.special("<|user|>") not in chat._ids and WORDS.special("<|user|>") in chat._never
+    assert reply == "you" and WORDS.special("<|user|>") in chat._never
+    assert chat._ids.count(WORDS.special("<|user|>")) == 1  # the user's own, in the prompt
     assert FORMAT.end_id not in chat._never
     FORMAT.encode(chat.turns)
     again = module.Conversation(speaks("you<|user|>"), WORDS, config=SamplingConfig(max_new_tokens=3, seed=1))

@@ -36,7 +36,7 @@ import tools.notebooks
 from docs import build, stage
 
 ROOT = tools.notebooks.ROOT
-CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow"}
+CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow", "tyro"}
 EXTRAS = {
     "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "engines", "serving",
     "book", "docs", "parity", "harness",
@@ -352,7 +352,7 @@ def test_the_extras_build_on_each_other():
     below = {extra: {e for r in requirements(extra) if r.name == "lmbook" for e in r.extras} for extra in EXTRAS}
     assert below["cleaning"] == {"corpora"} and below["ray"] == {"cleaning"}
     assert (
-        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed", "privacy", "engines"}
+        below["book"] == {"cleaning", "tokenization", "tensorboard", "distributed", "privacy", "engines", "serving"}
         and below["test"] == {"book", "parity", "ray", "harness"}
         and below["dev"] == {"book", "docs", "test"}
     )
@@ -487,8 +487,9 @@ def test_the_tree_in_the_readme_is_there():
 
 
 def test_the_picture_of_the_readme_has_words():
-    [(alt, path)] = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
-    assert len(alt) > 40 and (ROOT / path).stat().st_size > 5000
+    pictures = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", README)
+    assert len(pictures) == 2
+    for alt, path in pictures: assert len(alt) > 40 and 5000 < (ROOT / path).stat().st_size < 100_000
 
 
 # --------------------------------------------------------------------------------------------------------------------------- the Makefile
