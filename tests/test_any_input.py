@@ -225,7 +225,7 @@ NEEDS = {  # what cannot be called with values of its types alone, and why (* st
     "core.seed_everything": "the state of everybody's dice", "core.set_random_state": "the state of everybody's dice",
     "corpora.python_docs": "reads the whole of the documentation",
     "corpora.load_hub": "asks a network", "corpora.read_corpus": "asks a network",
-    "cli.main": "above", "cli.*": "above, by the command", "batches.Batches.*": "each kind of batches has its own",
+    "cli.main": "above", "cli.*": "above, by the command", "batches.Batches.*": "each kind of batches has its own", "dialogue.ChatLessons.*": "a kind of batches",
     "optimizers.*update": "called by `step`, with its own groups",
     "tokenization.Tokenizer": "each kind of tokenizer has its own", "runs.train_run": "above: lmbook train",
     "streaming.Job": "works on an event loop: tests of its own", "streaming.Worker.*": "works on an event loop: tests of its own",
