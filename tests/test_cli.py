@@ -585,3 +585,15 @@ def test_a_fault_of_the_program_shows_where_it_is(monkeypatch: pytest.MonkeyPatc
 def test_debug_shows_the_others_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("LMBOOK_DEBUG", "1")
     with pytest.raises(LmbookError, match="There is no folder"): main(["generate", str(tmp_path / "none")])
+
+
+def test_keys_are_never_shown(tmp_path: Path, capsys: pytest.CaptureFixture):
+    key = "a-key-that-nobody-may-see"
+    (tmp_path / "keys.txt").write_text(key + "\n", encoding="utf-8")
+    out, err = generated(capsys, "serve", "anywhere", "--api-key-file", tmp_path / "keys.txt", "--show-config")
+    assert "api_key_file" in out and key not in out + err and "\nkeys" not in out
+    (tmp_path / "serve.toml").write_text(f'keys = ["{key}"]\n', encoding="utf-8")
+    said = fails(capsys, "serve", "--config", tmp_path / "serve.toml")
+    assert "There is no option 'keys'" in said and key not in said
+    assert "There is no folder" in fails(capsys, "serve", tmp_path / "none", "--api-key-file", tmp_path / "keys.txt", "--port", "0")
+    assert "give keys" in fails(capsys, "serve", tmp_path / "none", "--host", "0.0.0.0")
