@@ -39,6 +39,7 @@ BENCHMARK = Benchmark(
     options=[Option("rounds", 5, dry=1, help="rounds in which all engines take turns")],
 )  # fmt: skip
 WORLD = SmallWorld(SmallWorldConfig(limit=20, names=8))
+ENGINES = {"gguf": "llama.cpp", "onnx": "ONNX Runtime", "ctranslate2": "CTranslate2"}  # by the format that they read
 Write = Callable[[list[int], int], list[int]]  # from a prompt, and how many tokens to write at most, to what was written before <eos>
 EOS = 2
 
@@ -148,11 +149,11 @@ def engines(settings: Settings) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             ways: dict[tuple[str, str], Write] = {("lmbook", "f32"): ours(model)}
             sizes, holds = {("lmbook", "f32"): 4 * sum(p.numel() for p in model.parameters())}, {("lmbook", "f32"): model}
-            for to, kinds in STORED.items():
-                for kind in kinds:
+            for to, engine in ENGINES.items():
+                for kind in STORED[to]:
                     path = Path(folder) / f"{to}-{kind}"
                     done = export_model(model, path, to, kind, tokenizer=tokenizer)
-                    key = ({"gguf": "llama.cpp", "onnx": "ONNX Runtime", "ctranslate2": "CTranslate2"}[to], kind)
+                    key = (engine, kind)
                     sizes[key] = done.bytes
                     holds[key] = load_gguf(path) if to == "gguf" else {"f32": lambda m: m, "f16": halved, "int8": rounded_rows}[kind](model)
                     if to == "onnx": ways[key] = onnx_engine(path, model)
