@@ -7,6 +7,8 @@ Small decoders, 240 local steps for each client in rounds of 1 to 60, Muon and A
 the best of three strengths by the loss on validation messages (with a seed of its own); then three seeds, on test messages, nats a token.
 reading: `rebuild_texts` on batches of 1 to 64 messages, by the width of an untrained decoder, and of four messages by noise; the share of
 messages that come back word for word, over twenty batches.
+flower: three clients trained by Flower (its simulation, each client in a process) and by `Federation`, from the same weights: the largest
+difference of a weight, beside how far the weights have moved. Needs the package flwr, in an environment of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 
 from benchmarks.common import Benchmark, Settings, mean_sd, run
 from lmbook.batches import Examples
-from lmbook.federated import FederatedConfig, Federation, rebuild_texts
+from lmbook.federated import FederatedConfig, Federation, flower_app, rebuild_texts
 from lmbook.perplexity import evaluate
 from lmbook.runs import muon_and_adamw
 from lmbook.small_world import SmallWorld
@@ -27,7 +29,7 @@ from lmbook.tokenization import WordTokenizer
 from lmbook.training import next_token_loss
 from lmbook.transformer import Transformer, TransformerConfig
 
-BENCHMARK = Benchmark(packages=("torch", "numpy"), seeds=3)
+BENCHMARK = Benchmark(packages=("torch", "numpy", "flwr"), seeds=3)
 WORLD = SmallWorld()
 KINDS = {"lost": "en", "trade": "en", "trip": "en", "Chinese": "zh"}
 TODAY: dict[str, Any] = {"norm": "rms", "bias": False, "activation": "swiglu", "positions": "rotary", "init": "xavier_uniform"}
@@ -105,6 +107,43 @@ def reading(settings: Settings) -> dict[str, Any]:
     by_batch = {str(w): {str(n): share(w, n) for n in settings.pick((1, 2, 4, 8, 16, 32, 64), (1, 2))} for w in widths}
     by_noise = {str(s): share(64, 4, s) for s in settings.pick((1e-5, 1e-4, 1e-3, 1e-2), (1e-4,))}
     return {"by width and batch": by_batch, "four messages, width 64, by noise": by_noise}
+
+
+@BENCHMARK.part(needs=["flwr"])
+def flower(settings: Settings) -> dict[str, Any]:
+    from flwr.app import ArrayRecord
+    from flwr.serverapp import ServerApp, strategy
+    from flwr.simulation import run_simulation
+
+    own = {kind: messages for kind, messages in collect("train", settings.pick(120, 12)).items() if kind != "Chinese"}
+    words, rounds, momentum = WordTokenizer.train([text for texts in own.values() for text in texts]), settings.pick(5, 2), 0.5
+    rows = {kind: [words.encode(t, bos=True, eos=True) for t in texts[: len(texts) // k]] for k, (kind, texts) in enumerate(own.items(), 1)}
+
+    def make(server_momentum: float = 0.0) -> Federation:
+        torch.manual_seed(0)
+        model = Transformer(TransformerConfig(words.vocab_size, 32, 1, 2, context_length=64, **TODAY))
+        clients = {kind: Examples(ids, batch_size=4, seed=0) for kind, ids in rows.items()}
+        return Federation(model, clients, FederatedConfig(rounds, 4, server_momentum=server_momentum))
+
+    def state(federation: Federation) -> dict[str, Any]: return federation.model.state_dict()
+    def apart(a: dict[str, Any], b: dict[str, Any]) -> float: return max((a[name] - b[name]).abs().max().item() for name in a)
+
+    every: dict[str, Any] = {"fraction_evaluate": 0.0, "min_train_nodes": 3, "min_available_nodes": 3}
+    found: dict[str, dict[str, float]] = {}
+    for name, mine, theirs in (("FedAvg", make(), strategy.FedAvg(**every)),
+                               ("FedAvgM", make(momentum), strategy.FedAvgM(**every, server_momentum=momentum))):  # fmt: skip
+        mine.fit()
+        got: dict[str, Any] = {}
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Any, context: Any, theirs: Any = theirs, got: dict[str, Any] = got) -> None:
+            got |= theirs.start(grid, ArrayRecord(state(make())), num_rounds=rounds).arrays.to_torch_state_dict()
+
+        run_simulation(server, flower_app(make), num_supernodes=3, backend_config={"client_resources": {"num_cpus": 1}})
+        found[name] = {"moved by": apart(state(mine), state(make())), "differs by": apart(state(mine), got)}
+        print(f"  {name}: {found[name]}", flush=True)
+    return {"clients": {kind: len(ids) for kind, ids in rows.items()}, "rounds": rounds, "strategies": found}
 
 
 if __name__ == "__main__": run(__file__)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Total', 'Phase', 'FederatedError', 'tokens_in', 'Span', 'rebuild_texts', 'FederatedConfig', 'Round', 'plain_total',
-           'Federation', 'split_secret', 'join_secret', 'SecureConfig', 'mask_stream', 'SecureClient', 'SecureResult',
-           'secure_sum', 'SecureSum']
+           'Federation', 'flower_app', 'split_secret', 'join_secret', 'SecureConfig', 'mask_stream', 'SecureClient',
+           'SecureResult', 'secure_sum', 'SecureSum']
 
-# %% ../nbs/84_federated.ipynb #78a3511199
+# %% ../nbs/84_federated.ipynb #30070779e1
 import copy
+import itertools
 import math
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -151,7 +152,7 @@ def rebuild_texts(
     one = {tuple(text[:1] if len(set(text)) == 1 else text) for text in texts}  # elsewhere a word again and again looks like the word alone
     return sorted(list(text) for text in one if len(text) > 1 or not any(len(other) > 1 and other[0] == text[0] for other in one))
 
-# %% ../nbs/84_federated.ipynb #45cc17ccfb
+# %% ../nbs/84_federated.ipynb #373f053f33
 @dataclass(frozen=True)
 class FederatedConfig:
     "How clients train together."
@@ -270,15 +271,16 @@ class Federation:
         summed = self.total(sent)
         mean = summed[1:] / summed[0]
         self._velocity = mean if self._velocity is None else c.server_momentum * self._velocity + mean
-        parameters, at = [p for p in self.model.parameters() if p.requires_grad], 0
-        with torch.no_grad():
-            for p in parameters:
-                p.add_((c.server_lr * self._velocity[at : at + p.numel()]).view_as(p).to(p.dtype))
-                at += p.numel()
+        self._move(c.server_lr * self._velocity)
         step, share = mean.norm().item(), {name: self.weights[name] / sum(self.weights[n] for n in names) for name in names}
         away = sum((moved[name] - mean).norm().item() for name in names) / len(names) / max(step, 1e-300)
         self.rounds.append(Round(tuple(names), sum(share[name] * losses[name] for name in names), step, away))
         return self.rounds[-1]
+
+    def _move(self, by: Tensor) -> None: # (n,)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        with torch.no_grad():
+            for p, piece in zip(parameters, by.split([p.numel() for p in parameters])): p.add_(piece.view_as(p).to(p.dtype))
 
     def fit(self) -> list[Round]:
         "The rounds that are still to do."
@@ -288,6 +290,35 @@ class Federation:
 
 def _endless(batches: Batches) -> Iterator[Any]:
     while True: yield from batches
+
+# %% ../nbs/84_federated.ipynb #7b0ad48255
+def flower_app(
+    make: Callable[[], Federation],  # makes the federation anew: it is called wherever a client runs, for each round
+) -> Any: # flwr.clientapp.ClientApp
+    """The clients of a federation as an app of Flower. The one of `partition-id` k, in the order of names, takes the server's weights,
+    makes its local steps, and sends weights and how much they count. Rounds, the drawing of clients, `server_lr` and `server_momentum`
+    are then what Flower's strategy says, and `total` is Flower's mean. Raises FederatedError without the package flwr."""
+    optional("flwr", "flower", FederatedError)
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Any, context: Any) -> Any:
+        federation, k = make(), int(context.node_config["partition-id"])
+        names = sorted(federation.clients)
+        _check.that(k < len(names), f"Flower asks for client {k}, and there are {len(names)}: start as many nodes as clients.")
+        federation.model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        past = (int(message.content["config"]["server-round"]) - 1) * federation.config.local_steps  # batches of earlier rounds
+        next(itertools.islice(federation._streams[names[k]], past, past), None)
+        moved, loss = federation.local(names[k])
+        federation._move(moved)
+        told = {"loss": loss, "num-examples": federation.weights[names[k]]}
+        sent = {"arrays": ArrayRecord(federation.model.state_dict()), "metrics": MetricRecord(told)}
+        return Message(content=RecordDict(sent), reply_to=message)
+
+    return app
 
 # %% ../nbs/84_federated.ipynb #1a4756ff19
 _PRIME = 2**521 - 1  # shares are numbers below it, which holds any secret of 64 bytes

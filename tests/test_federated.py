@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import itertools
 from collections.abc import Callable
 from types import ModuleType
@@ -26,6 +27,7 @@ from lmbook.federated import (
     SecureConfig,
     SecureSum,
     Span,
+    flower_app,
     join_secret,
     mask_stream,
     plain_total,
@@ -527,3 +529,12 @@ def test_models_that_cannot_be_read():
     refused(rebuild_texts, model, {}, says="no gradient of decoder.blocks.0.attention.query.weight")
     refused(rebuild_texts, decoder(d_model=16), sent, says="of another model")
     refused(rebuild_texts, model, sent, within=0.0, says="within")
+
+
+# ------------------------------------------------------------------------------------------------------------------------------- Flower
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flwr") is not None, reason="Flower is installed here")
+def test_without_flower_it_is_said_how_to_get_it():
+    "What it does with Flower is measured by benchmarks/federated.py, in an environment of its own."
+    with pytest.raises(FederatedError, match=r"pip install 'lmbook\[flower\]'"): flower_app(lambda: Federation(decoder(), {}))

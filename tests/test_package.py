@@ -38,7 +38,7 @@ from docs import build, stage
 ROOT = tools.notebooks.ROOT
 CORE = {"torch", "numpy", "sentencepiece", "datasets", "matplotlib", "tqdm", "safetensors", "pyarrow", "tyro"}
 EXTRAS = {
-    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "engines", "serving",
+    "corpora", "cleaning", "tokenization", "tensorboard", "distributed", "privacy", "ray", "engines", "serving", "flower",
     "book", "docs", "parity", "harness",
     "compiled",
     "test", "dev",
