@@ -2,10 +2,12 @@
 
     python -m benchmarks.engines
 
-A model of Small World, three seeds. Each is written for llama.cpp, ONNX Runtime and CTranslate2, in each way of storing its matrices. For
-each file: its size; the loss in nats a story above that of the unrounded model, by our own program with the numbers in the file; the
-share of twenty greedy texts (one for each given name) in which the engine writes what our program writes with these numbers; and the tokens
-a second of the engine on one thread, writing 100 tokens after a prompt, by turns with our own `generate`.
+engines: a model of Small World, three seeds. Each is written for llama.cpp, ONNX Runtime and CTranslate2, in each way of storing its
+matrices. For each file: its size; the loss in nats a story above that of the unrounded model, by our own program with the numbers in the
+file; the share of twenty greedy texts (one for each given name) in which the engine writes what our program writes with these numbers; and
+the tokens a second of the engine on one thread, writing 100 tokens after a prompt, by turns with our own `generate`.
+larger: one model of random weights, wide enough that its matrices decide: tokens a second of writing 32 of them, ours with float32 and
+rounded, and the engines' own, on one thread and by turns. Ours that are rounded run module by module, as `generate` runs them.
 
 llama.cpp is asked through the package xllamacpp, if it is installed. It belongs to no extra of this book.
 """
@@ -28,6 +30,7 @@ from lmbook.batches import Examples
 from lmbook.engines import STORED, export_model, load_gguf
 from lmbook.generation import SamplingConfig, generate
 from lmbook.perplexity import evaluate, floor
+from lmbook.quantization import QuantizeConfig, quantize, size_of
 from lmbook.runs import muon_and_adamw
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.tokenization import BPE
@@ -58,9 +61,9 @@ def trained(seed: int, tokenizer: BPE, settings: Settings) -> Transformer:
     return model.eval()
 
 
-def ours(model: Transformer) -> Write:
+def ours(model: Transformer, eos: int | None = EOS) -> Write:
     def write(ids: list[int], n: int) -> list[int]:
-        return [id for id in generate(model, ids, SamplingConfig(temperature=0, max_new_tokens=n, eos_id=EOS))[0] if id != EOS]
+        return [id for id in generate(model, ids, SamplingConfig(temperature=0, max_new_tokens=n, eos_id=eos))[0] if id != eos]
 
     return write
 
@@ -87,19 +90,19 @@ def onnx_engine(path: Path, model: Transformer) -> Write:
     return write
 
 
-def ctranslate2_engine(path: Path, words: list[str], compute: str) -> Write:
+def ctranslate2_engine(path: Path, words: list[str], compute: str, least: int = 0) -> Write:
     import ctranslate2
 
     engine = ctranslate2.Generator(str(path), compute_type=compute, intra_threads=1)
 
     def write(ids: list[int], n: int) -> list[int]:
-        told: dict[str, Any] = {"max_length": n, "sampling_topk": 1, "include_prompt_in_result": False}
+        told: dict[str, Any] = {"max_length": n, "min_length": least, "sampling_topk": 1, "include_prompt_in_result": False}
         return [id for id in engine.generate_batch([[words[id] for id in ids]], **told)[0].sequences_ids[0] if id != EOS]
 
     return write
 
 
-def llama_engine(path: Path) -> Write:
+def llama_engine(path: Path, endless: bool = False) -> Write:
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -109,7 +112,7 @@ def llama_engine(path: Path) -> Write:
     server = xllamacpp.Server(params)
 
     def write(ids: list[int], n: int) -> list[int]:
-        told = {"prompt": ids, "n_predict": n, "temperature": 0, "return_tokens": True, "cache_prompt": False}
+        told = {"prompt": ids, "n_predict": n, "temperature": 0, "return_tokens": True, "cache_prompt": False, "ignore_eos": endless}
         body, kind = json.dumps(told).encode(), {"Content-Type": "application/json"}
         with urllib.request.urlopen(urllib.request.Request(f"{server.listening_address}/completion", body, kind)) as answer:
             return [id for id in json.loads(answer.read())["tokens"] if id != EOS]
@@ -171,6 +174,40 @@ def engines(settings: Settings) -> list[dict[str, Any]]:
                 row.setdefault("tokens a second", []).append(len(ways[key](prompts[0], n)) / times[str(key)])
     return [{"engine": engine, "stored": kind, **{name: mean_sd(values) for name, values in row.items()}}
             for (engine, kind), row in found.items()]
+
+
+@BENCHMARK.part()
+def larger(settings: Settings) -> list[dict[str, Any]]:
+    tokenizer = BPE.train(list(WORLD.texts("train", n=settings.pick(2000, 60))), settings.pick(1024, 300))
+    words, n = [tokenizer.id_to_token(i) for i in range(tokenizer.vocab_size)], settings.pick(32, 3)
+    width, depth = settings.pick((768, 6), (64, 1))
+    torch.manual_seed(0)
+    model = Transformer(TransformerConfig(
+        tokenizer.vocab_size, width, depth, width // 64, d_ff=3 * width, context_length=320, norm="rms", activation="swiglu",
+        positions="rotary", bias=False, init="xavier_uniform")).eval()  # fmt: skip
+    ways: dict[tuple[str, str], Write] = {}
+    sizes: dict[tuple[str, str], int] = {}
+    rounded = {"int8 weights": QuantizeConfig(8, None, "symmetric"),
+               "int8 products": QuantizeConfig(8, None, "symmetric", activations="int8"),
+               "int4 weights": QuantizeConfig(4, 32, "symmetric")}  # fmt: skip
+    for kind, made in {"f32": model, **{kind: quantize(model, how) for kind, how in rounded.items()}}.items():
+        ways["lmbook", kind], sizes["lmbook", kind] = ours(made, None), size_of(made).bytes
+    with tempfile.TemporaryDirectory() as folder:
+        for to, kind in (("gguf", "f32"), ("gguf", "q8_0"), ("gguf", "q4_0"), ("onnx", "f32"), ("onnx", "int8"), ("ctranslate2", "f32"),
+                         ("ctranslate2", "int8")):  # fmt: skip
+            path, key = Path(folder) / f"{to}-{kind}", (ENGINES[to], kind)
+            if to == "gguf" and not find_spec("xllamacpp"): continue
+            sizes[key] = export_model(model, path, to, kind, tokenizer=tokenizer).bytes
+            if to == "onnx": ways[key] = onnx_engine(path, model)
+            elif to == "ctranslate2": ways[key] = ctranslate2_engine(path, words, "int8" if kind == "int8" else "float32", n)
+            else: ways[key] = llama_engine(path, endless=True)
+        prompt = tokenizer.encode("Anna", bos=True)
+        spent = in_turns({str(key): lambda write=write: write(prompt, n) for key, write in ways.items()}, settings.rounds)
+        times, written = fastest(spent), {key: len(write(prompt, n)) for key, write in ways.items()}
+    exact = written["lmbook", "f32"] / times[str(("lmbook", "f32"))]
+    return [{"engine": engine, "stored": kind, "MB": sizes[engine, kind] / 1e6, "written": written[engine, kind],
+             "tokens a second": (speed := written[engine, kind] / times[str((engine, kind))]), "times ours in float32": speed / exact}
+            for engine, kind in ways]
 
 
 if __name__ == "__main__": run(__file__)

@@ -65,7 +65,8 @@ def drift(settings: Settings) -> dict[str, Any]:
             for kind, texts in zip(KINDS, parts)
         }
         Federation(model, clients, FederatedConfig(steps // each, each, optimizer=muon_and_adamw, **how)).fit()
-        return evaluate(model, [words.encode(text, bos=True, eos=True) for text in judged[split]]).nats
+        score = evaluate(model, [words.encode(text, bos=True, eos=True) for text in judged[split]])
+        return score.nats / score.tokens
 
     rows: dict[str, Any] = {}
     ways = {f"{name}, rounds of {each}": (parts, each, {}) for each in settings.pick((1, 20, 60), (1, 2))
@@ -77,7 +78,7 @@ def drift(settings: Settings) -> dict[str, Any]:
     for name, (parts, each, how) in ways.items():
         rows[name] = mean_sd([ends(parts, seed, "test", each, **how) for seed in range(settings.seeds)]) | how
         print(f"  {name}: {rows[name]}", flush=True)
-    return {"steps": steps, "nats": rows}
+    return {"steps": steps, "nats a token": rows}
 
 
 @BENCHMARK.part()
