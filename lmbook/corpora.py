@@ -37,14 +37,14 @@ from .markup import Holes, dump_pages, strip_wikitext
 
 if TYPE_CHECKING: import datasets
 
-# %% ../nbs/10_corpora.ipynb #fc3df755da
+# %% ../nbs/10_corpora.ipynb #9776aadd24
 class CorpusError(FileError):
     "Something about a source of text that its user can mend. Where errors are skipped it is counted by its `kind`, a word or two."
 
 
 _check = Check(CorpusError)
 
-# %% ../nbs/10_corpora.ipynb #f866ffae57
+
 Record = dict[str, Any]  # "text", and what else is known: "id", "source", "title", ...
 
 
@@ -84,7 +84,7 @@ class Corpus:
 
     def __repr__(self) -> str: return f"Corpus({self.name!r})"
 
-# %% ../nbs/10_corpora.ipynb #3fc3707763
+
 @dataclass(frozen=True)
 class Options:
     "How to read files; each kind of file uses the ones that concern it."
@@ -149,7 +149,7 @@ def read_text(
     "Records of a plain text file. Lines without text are left out and counted."
     return _file_corpus(_read_text, path, Options(by=by, encoding=encoding, limit=limit), on_error)
 
-# %% ../nbs/10_corpora.ipynb #0e9c32a094
+# %% ../nbs/10_corpora.ipynb #0ce8944b31
 def _record(row: Any, path: Path | str, source: str, n: int, options: Options, complaints: Complaints) -> Record | None:
     "Make a record of row `n`, or complain and return None."
     if not isinstance(row, Mapping):
@@ -205,7 +205,7 @@ def read_jsonl(
     "Records of a JSONL file. All other fields stay beside the text."
     return _file_corpus(_read_jsonl, path, Options(text=text, encoding=encoding, limit=limit), on_error)
 
-# %% ../nbs/10_corpora.ipynb #7bbf2c0108
+
 def _read_csv(path: Path, source: str, options: Options, complaints: Complaints) -> Iterator[Record]:
     tabs = ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:])
     sep = options.sep or ("\t" if tabs else ",")
@@ -259,7 +259,7 @@ def read_csv(
     "Records of a table in a text file. All columns stay, as strings, beside the text."
     return _file_corpus(_read_csv, path, Options(text=text, sep=sep, names=names, quotes=quotes, encoding=encoding, limit=limit), on_error)
 
-# %% ../nbs/10_corpora.ipynb #7ebe0d3d39
+
 def _values(batch: Any, path: Path, n: int, limit: int, complaints: Complaints) -> Iterator[Record | None]:
     "The rows of a batch, one at a time; None for one with a value that cannot be read or is too long."
     for k in range(batch.num_rows):
@@ -318,7 +318,7 @@ def read_parquet(
     "Records of a Parquet file, read in batches. All columns stay, with their types, beside the text."
     return _file_corpus(_read_parquet, path, Options(text=text, limit=limit), on_error)
 
-# %% ../nbs/10_corpora.ipynb #fefe801a3f
+
 def write_jsonl(
     records: Iterable[Record],  # a Corpus, or any iterable of dicts that JSON can hold (other values are written as their `str`)
     path: str | Path,  # an existing file of that name is replaced, once all is written
@@ -372,7 +372,7 @@ def read_wikipedia_dump(
     or a bare address is a part (`skipped["sentence with a hole"]`)."""
     return _file_corpus(_read_dump, path, Options(headings=headings, prose=prose, holes=holes, limit=limit), on_error)
 
-# %% ../nbs/10_corpora.ipynb #0417cdf6ab
+# %% ../nbs/10_corpora.ipynb #cb3e6a8443
 _READERS: dict[str, _FileReader] = {
     ".txt": _read_text, ".text": _read_text, ".md": _read_text, ".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json,
     ".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet, ".xml": _read_dump,
@@ -441,7 +441,7 @@ def read_corpus(
         raise CorpusError(f"{path}: do not know how to read this kind of file. Known are {', '.join(_READERS)}; read_text takes any text.")
     return _file_corpus(read, path, Options(**options), on_error)
 
-# %% ../nbs/10_corpora.ipynb #351e188349
+
 def as_corpus(
     rows: Iterable[Mapping[str, Any]],  # a datasets.Dataset or IterableDataset, a list of dicts, ...
     text: str | Callable[[Record], str] = "text",  # the column that holds the text, or a function that makes it from a row
@@ -498,7 +498,7 @@ class _Streamed:
         try: yield from self.rows
         except Exception as error: raise _not_loaded(self.name, error) from error
 
-# %% ../nbs/10_corpora.ipynb #f57d9ab89b
+
 _KINDS: tuple[tuple[Any, str], ...] = (
     (bool, "a truth value"), (int | float, "a number"), (str, "a text"), (list | tuple | np.ndarray, "a list"), (Mapping, "an object"))
 
@@ -539,7 +539,7 @@ def to_dataset(
         what = str(error.__cause__ or error).splitlines()[0]
         raise CorpusError(f"The records do not make a table: {what}. A column needs one type all through; or leave it out.") from error
 
-# %% ../nbs/10_corpora.ipynb #022e531ea7
+# %% ../nbs/10_corpora.ipynb #fc28f663ef
 LANGUAGES = ("en", "zh")
 Span = tuple[int, int]  # the first character and the one after the last, as in text[start:end]
 
@@ -584,7 +584,7 @@ class Document:
         about = {"id": self.id, "lang": lang, "title": self.title[lang], "topic": self.topic, "sentiment": self.sentiment}
         return {"text": self.text(lang), **about}
 
-# %% ../nbs/10_corpora.ipynb #06d6133581
+
 def _entity_spans(text: str, entities: Sequence[tuple[str, str]], lang: str) -> tuple[tuple[int, int, str], ...]:
     types = dict(entities)
     names = "|".join(re.escape(name) for name in sorted(types, key=len, reverse=True)) or "(?!)"  # which matches nothing
@@ -612,7 +612,7 @@ def load_reader() -> list[Document]:
     text = resources.files("lmbook.data").joinpath("reader.jsonl").read_text(encoding="utf-8")
     return [_document(json.loads(line)) for line in text.splitlines()]
 
-# %% ../nbs/10_corpora.ipynb #f4dc62a7d7
+# %% ../nbs/10_corpora.ipynb #713be48826
 def help_paragraphs(
     text: str,  # a topic of `help`, as any Python has it
 ) -> Iterator[str]: # one line each; several where lines were ended on purpose, as in code and tables
@@ -626,7 +626,7 @@ def help_paragraphs(
             yield indent + " ".join(joined.split())
         else: yield "\n".join(lines)
 
-# %% ../nbs/10_corpora.ipynb #8da170cb72
+
 def paragraph_digest(paragraph: str) -> str: # ten hexadecimal digits
     "A short name for a paragraph, which says nothing about what is in it."
     return hashlib.sha256(paragraph.encode("utf-8", "surrogatepass")).hexdigest()[:10]
