@@ -179,7 +179,7 @@ def tag_loss(
     scores = model(batch.ids, segments=batch.segments)
     return F.cross_entropy(scores.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORE, reduction="sum"), batch.tokens
 
-# %% ../nbs/32_bilstm.ipynb #0171c09c49
+# %% ../nbs/32_bilstm.ipynb #700e494449
 def influence(
     function: Callable[[Tensor], Any],  # maps x (B, T, D) to outputs (B, S, K), or to a tuple that begins with them; rows do not mix
     x: Tensor,  # (T, D): one sequence
@@ -205,7 +205,7 @@ def influence(
             total += gradient.square().sum(-1)
     return total.sqrt()
 
-# %% ../nbs/32_bilstm.ipynb #60748c28f4
+
 def around(
     output: Tensor,  # (B, T, 2H) of ONE bidirectional layer, zeros at padding
 ) -> Tensor: # (B, T, 2H): at each word the forward state before it and the backward state after it, zeros where there is no neighbour

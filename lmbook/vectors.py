@@ -31,7 +31,7 @@ from .core import Check, whole_file
 from .tokenization import Tokenizer
 from .word_vectors import VectorsError, WordVectors, store_vectors, stored_vectors
 
-# %% ../nbs/30_vectors.ipynb #20f8d87c02
+# %% ../nbs/30_vectors.ipynb #1e60b8f1d7
 _check = Check(VectorsError)
 
 
@@ -63,7 +63,7 @@ def _open(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno is not None: raise VectorsError(f"{path}: {error.strerror}.") from error
         raise VectorsError(f"{path}: the compressed data are damaged ({error}). Fetch the file again.") from error
 
-# %% ../nbs/30_vectors.ipynb #97ace31edc
+
 @dataclass(frozen=True)
 class _Layout:
     "What the first part of a file tells."
@@ -148,7 +148,7 @@ def _layout(path: Path, head: bytes, format: str) -> _Layout:
         raise VectorsError(f"{path}: its lines hold no word and numbers, but for example {line[:40].decode('utf-8', 'replace')!r}.")
     return _Layout("glove", dim, start=start)
 
-# %% ../nbs/30_vectors.ipynb #d4a3806c1b
+
 _Block = tuple[list[str], np.ndarray, Callable[[int], str]]  # n words, their vectors (n, d), and where in the file vector i stands
 _LONGEST = 1 << 16  # bytes of a word; beyond that the file is not what it says
 
@@ -252,7 +252,7 @@ class _File:
                 _picked(lambda n: f"vector {n + 1:,}", part.tolist()),
             )
 
-# %% ../nbs/30_vectors.ipynb #9cf275af1c
+
 def _floats(rows: list[bytes], dim: int) -> np.ndarray | None: # (n, d) float32, or None where a field is not a number
     "Parse rows of numbers, all at once: pyarrow splits and reads them in compiled code."
     import pyarrow as pa
@@ -348,7 +348,7 @@ def _whole_lines(self: _File, stream: BinaryIO, rest: bytes) -> Iterator[list[by
             "Fetch the file again, or end the line where it is whole; on_error='skip' leaves it out.",
         )
 
-# %% ../nbs/30_vectors.ipynb #390df3ce05
+
 def _binary(self: _File, stream: BinaryIO, data: bytes) -> Iterator[_Block]:
     "A word, a space, and the bytes of its numbers; then the next word, with or without a line feed between."
     count, size, base = self.layout.count or 0, 4 * self.layout.dim, self.layout.start  # base: the byte of the file at which `data` begins
@@ -396,7 +396,7 @@ def _out_of_step(self: _File, where: str) -> VectorsError:
         f"The header's {self.layout.dim} numbers to a word do not fit, or the file is damaged: fetch it again."
     )
 
-# %% ../nbs/30_vectors.ipynb #810a5cc10b
+
 def read_vectors(
     path: str | Path,  # a file, perhaps packed with gzip, bzip2 or xz
     format: str = "auto",  # "word2vec" (binary), "word2vec-text", "glove" (text, no header), "safetensors" (ours); "auto": look at the file
