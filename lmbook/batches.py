@@ -27,13 +27,13 @@ class BatchError(LmbookError):
 
 _check = Check(BatchError)
 
-# %% ../nbs/23_batches.ipynb #d17e48a4e9
+# %% ../nbs/23_batches.ipynb #37076661d7
 IGNORE = -100  # a target that says nothing: padding, or a given prompt
 
 
 @dataclass
 class Batch:
-    "What a model reads and what it should answer. Rows B, places T; S places of a source."
+    "What a model reads and should answer. Rows B, places T; S places of a source."
 
     ids: Tensor  # (B, T) the tokens that are read
     targets: Tensor  # (B, T) the token to be said at each place, or IGNORE

@@ -109,16 +109,16 @@ def train_unigram(
         keep = max(vocab_size, int(shrink * len(log_p))) - len(letters)
         log_p = {piece: log_p[piece] for piece in [*sorted(letters), *ranked[:keep]]}
 
-# %% ../nbs/18_tokenizer_files.ipynb #dcdf2536b1
+# %% ../nbs/18_tokenizer_files.ipynb #57e84abcb3
 def wordpiece(
     word: str,
-    vocab: Iterable[str],  # those that do not begin a word have the prefix; a set is fastest
+    vocab: Iterable[str],  # with the prefix where they do not begin a word; best a set
     *,
     unk: str = "[UNK]",  # for a word that has no way
     prefix: str = "##",
     longest: int = 100,  # characters; longer words are unknown
 ) -> list[str]:
-    "WordPiece as in BERT (Devlin et al. 2019): again and again the longest piece that fits."
+    "As in BERT (Devlin et al. 2019): again and again the longest piece that fits."
     vocab = vocab if isinstance(vocab, (set, frozenset, dict)) else set(vocab)
     if len(word) > longest: return [unk]
     pieces, start = [], 0
