@@ -27,21 +27,24 @@ class BatchError(LmbookError):
 
 _check = Check(BatchError)
 
-# %% ../nbs/23_batches.ipynb #2f51118ad6
-IGNORE = -100  # a target that says nothing: padding, or a given prompt (also what PyTorch's cross-entropy leaves out)
+# %% ../nbs/23_batches.ipynb #37076661d7
+IGNORE = -100  # a target that says nothing: padding, or a given prompt
 
 
 @dataclass
 class Batch:
-    "What a model reads at once and what it should answer. Rows B, places T; S places of a source."
+    "What a model reads and should answer. Rows B, places T; S places of a source."
 
     ids: Tensor  # (B, T) the tokens that are read
     targets: Tensor  # (B, T) the token to be said at each place, or IGNORE
-    segments: Tensor | None = None  # (B, T) which document of its row a token belongs to: 1, 2, ...; 0 is padding. None: no padding
-    positions: Tensor | None = None  # (B, T) place of a token in its document, from 0; given where a row holds several documents
-    source: Tensor | None = None  # (B, S) what an encoder reads, for pairs that are kept apart
-    source_segments: Tensor | None = None  # (B, S) 1 at a token of the source, 0 at padding
-    carry: bool = False  # each row goes on where the same row of the batch before ended: a recurrent model keeps its state
+    # (B, T) which document of its row a token belongs to: 1, 2, ...; 0 is padding
+    segments: Tensor | None = None
+    # (B, T) place of a token in its document, from 0; where a row holds several
+    positions: Tensor | None = None
+    source: Tensor | None = None  # (B, S) what an encoder reads, for pairs kept apart
+    source_segments: Tensor | None = None  # (B, S) 1 at a token, 0 at padding
+    # each row goes on where the same row of the batch before ended: keep the state
+    carry: bool = False
     tokens: int = field(init=False)  # how many targets count
 
     def __post_init__(self) -> None: self.tokens = int((self.targets != IGNORE).sum())

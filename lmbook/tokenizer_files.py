@@ -109,22 +109,23 @@ def train_unigram(
         keep = max(vocab_size, int(shrink * len(log_p))) - len(letters)
         log_p = {piece: log_p[piece] for piece in [*sorted(letters), *ranked[:keep]]}
 
-# %% ../nbs/18_tokenizer_files.ipynb #d28eff5dd7
+# %% ../nbs/18_tokenizer_files.ipynb #57e84abcb3
 def wordpiece(
     word: str,
-    vocab: Iterable[str],  # pieces; those that do not begin a word are written with the prefix. A set is fastest
+    vocab: Iterable[str],  # with the prefix where they do not begin a word; best a set
     *,
     unk: str = "[UNK]",  # for a word that has no way
     prefix: str = "##",
     longest: int = 100,  # characters; longer words are unknown
 ) -> list[str]:
-    "WordPiece as BERT uses it (Devlin et al. 2019): again and again take the longest piece that fits."
+    "As in BERT (Devlin et al. 2019): again and again the longest piece that fits."
     vocab = vocab if isinstance(vocab, (set, frozenset, dict)) else set(vocab)
     if len(word) > longest: return [unk]
     pieces, start = [], 0
     while start < len(word):
         mark = prefix if start else ""
-        end = next((e for e in range(len(word), start, -1) if mark + word[start:e] in vocab), None)
+        ends = range(len(word), start, -1)  # the longest first
+        end = next((e for e in ends if mark + word[start:e] in vocab), None)
         if end is None: return [unk]
         pieces.append(mark + word[start:end])
         start = end
@@ -329,22 +330,21 @@ def _advice(message: str, vocab_size: int) -> TokenizerError:
         return TokenizerError("There is no text to learn from. An iterator that was read before is empty; pass a list or a Corpus' texts.")
     return TokenizerError(f"SentencePiece: {message}")
 
-# %% ../nbs/18_tokenizer_files.ipynb #736ef621ad
+# %% ../nbs/18_tokenizer_files.ipynb #b6f3d319e6
 def spell(
     units: Iterable[str],  # words or characters
     known: Iterable[str],  # the vocabulary, a set
 ) -> list[str]:
-    """Units of a vocabulary as they are; others by their characters, and unknown characters by their bytes.
-
-    So nothing is unknown, and all is paid for.
-    """
+    """Units of a vocabulary as they are; others by their characters, and unknown
+    characters by their bytes. So nothing is unknown, and all is paid for."""
     spelled = []
     for unit in units:
         for part in [unit] if unit in known else unit:
-            spelled += [part] if part in known else [f"<0x{byte:02X}>" for byte in utf8(part)]
+            if part in known: spelled.append(part)
+            else: spelled += [f"<0x{byte:02X}>" for byte in utf8(part)]
     return spelled
 
-
+# %% ../nbs/18_tokenizer_files.ipynb #e08684317f
 def ngram_cost(
     train: Iterable[Sequence],  # texts as sequences of tokens, of any kind
     test: Iterable[Sequence],
