@@ -63,7 +63,7 @@ class RecurrentLMConfig:
         "How many numbers each layer puts out."
         return (self.d_hidden,) * (self.n_layer - 1) + (self.d_embed if self.tie else self.d_hidden,)
 
-# %% ../nbs/33_recurrent_lm.ipynb #49b289a1d1
+# %% ../nbs/33_recurrent_lm.ipynb #5052424f5d
 def same_mask(
     x: Tensor,  # (B, T, H)
     share: float,  # of the H numbers that is silenced, from 0 to below 1
@@ -73,7 +73,7 @@ def same_mask(
     if not share or not training: return x
     return x * F.dropout(x.new_ones(len(x), 1, x.shape[2]), share)
 
-# %% ../nbs/33_recurrent_lm.ipynb #87cc30c280
+
 def _like(state: State, x: Tensor) -> State:
     """On the device of x and in its precision.
 

@@ -25,7 +25,7 @@ from .recurrent import CellName, Recurrent, RecurrentConfig, State
 from .tokenization import SPECIALS
 from .batches import Examples
 
-# %% ../nbs/34_seq2seq.ipynb #fb4df9dd9b
+# %% ../nbs/34_seq2seq.ipynb #c0b037495e
 N_SPECIAL = len(SPECIALS)  # ids below it are those of <pad>, <bos>, <eos> and <unk>, as lmbook.tokenization numbers them
 BOS_ID, EOS_ID = SPECIALS.index("<bos>"), SPECIALS.index("<eos>")  # ids
 
@@ -36,7 +36,7 @@ class Seq2SeqError(LmbookError):
 
 _check = Check(Seq2SeqError)
 
-# %% ../nbs/34_seq2seq.ipynb #3e8f175ea0
+
 Dilation = int | tuple[int, ...] | Literal["doubling"]  # of the windows of all layers, or one for each
 
 
@@ -73,7 +73,7 @@ class ConvConfig:
         if isinstance(self.dilation, str): return tuple(2**i for i in range(self.n_layer))
         return tuple(self.dilation) if isinstance(self.dilation, tuple | list) else (self.dilation,) * self.n_layer
 
-# %% ../nbs/34_seq2seq.ipynb #bd71a0e9fc
+# %% ../nbs/34_seq2seq.ipynb #811033ea05
 def token_mask(
     given: Tensor | None,  # (B, S): above 0 (or True) at a token, 0 at padding; or (B,): how many tokens each row has; None: all are tokens
     rows: Tensor,  # (B, S, ...): what the mask is for
@@ -102,7 +102,7 @@ def token_mask(
             raise Seq2SeqError(f"In row {int(gaps.int().argmax())} padding stands before a token. Padding goes behind the tokens.")
     return mask
 
-# %% ../nbs/34_seq2seq.ipynb #2e4e0d17ab
+
 class _ConvBlock(nn.Module):
     "What one layer adds: normalise, slide the window, bend or gate, mix the numbers of a place."
 
@@ -145,18 +145,19 @@ class ConvEncoder(nn.Module):
         for block in self.blocks: x = block(x, keep)
         return self.norm(x) if keep is None else self.norm(x) * keep
 
-# %% ../nbs/34_seq2seq.ipynb #da62ba89de
+# %% ../nbs/34_seq2seq.ipynb #7b1ecb70d8
 class ReceptiveField(NamedTuple):
-    "How many places before and behind its own a place can see."
+    "How many positions before and behind its own a position can see."
 
     back: int
     ahead: int
 
 
 def receptive_field(config: ConvConfig) -> ReceptiveField:
-    "What reaches one place of the output, by arithmetic: each layer adds its window less one, times its step."
-    reach = sum((config.kernel - 1) * d for d in config.dilations)
-    return ReceptiveField(reach, 0) if config.causal else ReceptiveField(reach // 2, reach // 2)
+    "What reaches one position, by arithmetic: each layer adds (kernel - 1) * step."
+    reach = sum((config.kernel - 1) * step for step in config.dilations)
+    if config.causal: return ReceptiveField(reach, 0)
+    return ReceptiveField(reach // 2, reach // 2)
 
 # %% ../nbs/34_seq2seq.ipynb #7a4a1c9856
 class ConvLM(nn.Module):
@@ -186,7 +187,7 @@ class ConvLM(nn.Module):
         _check.ids(ids, self.vocab_size)
         return self.out(self.encoder(self.embed(ids)))
 
-# %% ../nbs/34_seq2seq.ipynb #6bd4433235
+# %% ../nbs/34_seq2seq.ipynb #7ea44101b9
 Pair = tuple[np.ndarray, np.ndarray]  # what is given, and what is wanted: <bos> ... <eos>
 
 
@@ -243,7 +244,7 @@ def recall_task(
         pairs.append((np.insert(row, at, N_SPECIAL + letters), _as_target(row[at : at + 1])))
     return pairs
 
-# %% ../nbs/34_seq2seq.ipynb #3a28459af2
+
 EncoderName = Literal["lstm", "gru", "rnn", "bilstm", "bigru", "conv"]
 ENCODERS: tuple[EncoderName, ...] = get_args(EncoderName)
 
@@ -291,7 +292,7 @@ class Seq2SeqConfig:
         "The stack of an encoder that is made of convolutions."
         return ConvConfig(self.d_hidden, self.kernel, self.n_layer, self.dilation, causal=False, dropout=self.dropout)
 
-# %% ../nbs/34_seq2seq.ipynb #238b0363cb
+
 class Encoded(NamedTuple):
     "What an encoder leaves behind. A decoder of this chapter looks at the summary only."
 
