@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from .core import LmbookError
 
-# %% ../nbs/22_optimizers.ipynb #9af02f5923
+# %% ../nbs/22_optimizers.ipynb #818ae9e3b2
 class OptimizerError(LmbookError):
     "Something about an optimizer, its options, its gradients or its saved state that its user can mend. The message says how."
 
@@ -44,7 +44,7 @@ def _check_options(options: dict[str, Any]) -> None:
     if len(options.get("betas", (0, 0))) != 2: raise OptimizerError(f"betas={options['betas']!r}: give two numbers, such as (0.9, 0.999).")
     if options.get("nesterov") and not options["momentum"]: raise OptimizerError("nesterov=True needs a momentum above 0, such as 0.9.")
 
-# %% ../nbs/22_optimizers.ipynb #642f4b83db
+
 Group = dict[str, Any]  # {"params": [...], and options of its own}
 Params = Iterable[Tensor] | Iterable[Group]
 Tensors = list[Tensor]
@@ -205,7 +205,7 @@ class ListOptimizer(Optimizer):
         self._check_saved(state_dict["param_groups"], state_dict["state"])
         super().load_state_dict(state_dict)
 
-# %% ../nbs/22_optimizers.ipynb #b426fc1ccd
+# %% ../nbs/22_optimizers.ipynb #403345034d
 class SGD(ListOptimizer):
     "Stochastic gradient descent, with momentum (Polyak 1964) and Nesterov's variant of it (1983), as torch.optim.SGD without dampening."
 
@@ -240,7 +240,7 @@ class SGD(ListOptimizer):
         torch._fused_sgd_(p, g, *(buffer or [[]]), lr=group["lr"], momentum=group["momentum"], weight_decay=group["weight_decay"],
                           nesterov=group["nesterov"], dampening=0.0, maximize=False, is_first_step=False)
 
-# %% ../nbs/22_optimizers.ipynb #3b4b279302
+
 class Adagrad(ListOptimizer):
     "Divides each step by the root of the sum of all squared gradients so far (Duchi, Hazan and Singer 2011), as torch.optim.Adagrad."
 
@@ -274,7 +274,7 @@ def _steps(p: Tensors, t: int) -> Tensors:
     "The number of the step in the form in which fused kernels want it: a tensor for each parameter."
     return [torch.full((), t, dtype=torch.float32, device=p[0].device)] * len(p)
 
-# %% ../nbs/22_optimizers.ipynb #157cd8d516
+
 class RMSprop(ListOptimizer):
     "Divides each step by the root of a running mean of squared gradients (Tieleman and Hinton 2012), as plain torch.optim.RMSprop."
 
@@ -298,7 +298,7 @@ class RMSprop(ListOptimizer):
         torch._foreach_add_(root, group["eps"])
         torch._foreach_addcdiv_(p, g, root, -group["lr"])
 
-# %% ../nbs/22_optimizers.ipynb #c5f0d8ac71
+
 class Adam(ListOptimizer):
     "A mean of gradients over the root of a mean of their squares, both corrected for the start (Kingma and Ba 2015), as torch.optim.Adam."
 
@@ -333,7 +333,7 @@ class Adam(ListOptimizer):
         kernel(p, g, m, v, [], _steps(p, t), lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
                weight_decay=group["weight_decay"], amsgrad=False, maximize=False)
 
-# %% ../nbs/22_optimizers.ipynb #2da0698c43
+
 class AdamW(Adam):
     "Adam whose weight decay shrinks the parameters themselves (Loshchilov and Hutter 2019), as torch.optim.AdamW."
 
@@ -352,7 +352,7 @@ class AdamW(Adam):
     ):
         super().__init__(params, lr, betas, eps, weight_decay, fused=fused)
 
-# %% ../nbs/22_optimizers.ipynb #6f128647f1
+
 class Lion(ListOptimizer):
     "Steps of one size, by the sign of a running mean of gradients (Chen et al. 2023, algorithm 2)."
 
