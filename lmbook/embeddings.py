@@ -27,14 +27,14 @@ from tqdm import tqdm
 from .core import Check
 from .word_vectors import VectorsError, WordVectors
 
-# %% ../nbs/29_embeddings.ipynb #956d4b7362
+# %% ../nbs/29_embeddings.ipynb #8c23e694bc
 class EmbeddingError(VectorsError):
     "Something about a text to learn vectors from, or how to learn them, that the user can mend."
 
 
 _check = Check(EmbeddingError)
 
-# %% ../nbs/29_embeddings.ipynb #32f5ecc12e
+
 @dataclass(frozen=True, eq=False)
 class IndexedText:
     "A text as numbers: what counting and training read. Iterating gives the documents, each an array of ids."
@@ -271,7 +271,7 @@ def negative_gradient(
     for_outputs = torch.bmm(both.mT, hidden)
     return torch.bmm(both, outputs), for_outputs[:, : true.shape[1]], for_outputs[:, true.shape[1] :]
 
-# %% ../nbs/29_embeddings.ipynb #f65598a3c0
+# %% ../nbs/29_embeddings.ipynb #93a02c7ba7
 @dataclass(frozen=True)
 class Word2VecConfig:
     "What word2vec learns and how. The defaults are gensim's, and skip-gram's where those are CBOW's."
@@ -307,7 +307,7 @@ class Word2VecConfig:
         _check.that(self.min_lr <= self.lr, rates)
         _check.positive(self, "subsample", "clip", "noise_power", zero=True)
 
-# %% ../nbs/29_embeddings.ipynb #27028adb01
+
 def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     "The different ids and, for each, the sum of its rows: sorted, so that equal ids lie together, and each run is summed."
     ids, order = torch.sort(ids)

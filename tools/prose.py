@@ -27,7 +27,6 @@ HEIGHT = 40  # lines of a visible cell
 # Lines over 88 characters and cells over 40 lines that were stored before there was this rule; a cell that is edited is executed and
 # measured again, so they go when their chapter is told again. A number here may only fall.
 WIDE = {
-    "22_optimizers": 135, "29_embeddings": 127,
 }  # fmt: skip
 HIGH: dict[str, int] = {}
 
