@@ -122,15 +122,6 @@ def test_code_that_does_not_fit_is_found_unless_it_is_folded():
         assert list(prose.code("10_a", [fine])) == []
 
 
-def test_an_allowance_may_only_fall(monkeypatch):
-    wide = Cell("code", "x = 1  #" + 81 * "-")
-    monkeypatch.setattr(prose, "WIDE", {"10_a": 2})
-    assert list(prose.code("10_a", [wide] * 2)) == []
-    assert len(list(prose.code("10_a", [wide] * 3))) == 3
-    [fault] = prose.code("10_a", [wide])
-    assert fault.rule == "allowance" and "only 1 are left" in fault.advice
-
-
 @pytest.mark.parametrize("text", ["See `17_perplexity`.", "In chapter 17 it is said.", "The chapter on texts has it.", "(Chapter 17.)"])
 def test_a_chapter_without_a_link_is_found(text): assert [f.rule for f in found(prose.unlinked, text)] == ["chapter"]
 

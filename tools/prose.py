@@ -24,12 +24,6 @@ LONGEST = 40  # words of a sentence
 WIDTH = 88  # characters of a line that a page of the site shows
 HEIGHT = 40  # lines of a visible cell
 
-# Lines over 88 characters and cells over 40 lines that were stored before there was this rule; a cell that is edited is executed and
-# measured again, so they go when their chapter is told again. A number here may only fall.
-WIDE = {
-}  # fmt: skip
-HIGH: dict[str, int] = {}
-
 # ---------------------------------------------------------------- words
 
 # What the book used to say in words of its own, or in another language's; and what the field or a native writer says.
@@ -193,17 +187,12 @@ def long_sentences(chapter: str, cells: list[Cell]) -> Iterator[Fault]:
 
 def code(chapter: str, cells: list[Cell]) -> Iterator[Fault]:
     "Code that a reader sees has at most 40 lines of at most 88 characters. What is folded may have more."
-    wide, high = list[Fault](), list[Fault]()
     for i, cell in enumerate(cells):
         if cell.kind != "code" or cell.folded: continue
         lines = [line for line in cell.source.splitlines() if not line.startswith("#|")]
         for line in lines:
-            if len(line) > WIDTH: wide.append(Fault(chapter, i, "width", line.strip()[:40], f"{len(line)} characters: break the line"))
-        if len(lines) > HEIGHT: high.append(Fault(chapter, i, "height", cell.source[:40], f"{len(lines)} lines: two cells, or fold it"))
-    for found, name, allowed in (wide, "WIDE", WIDE), (high, "HIGH", HIGH):
-        old = allowed.get(chapter, 0)
-        if len(found) > old: yield from found
-        elif len(found) < old: yield Fault(chapter, 0, "allowance", f"{name} grants {old}", f"only {len(found)} are left: say so there")
+            if len(line) > WIDTH: yield Fault(chapter, i, "width", line.strip()[:40], f"{len(line)} characters: break the line")
+        if len(lines) > HEIGHT: yield Fault(chapter, i, "height", cell.source[:40], f"{len(lines)} lines: two cells, or fold it")
 
 
 def unlinked(chapter: str, cells: list[Cell]) -> Iterator[Fault]:
