@@ -55,8 +55,8 @@ WAYS: dict[str, QuantizeConfig] = {
 }  # fmt: skip
 
 
-def fit(model: Transformer, rows: Sequence[Sequence[int]], steps: int, seed: int, lr: float = 0.02) -> Transformer:
-    config = TrainConfig(steps=steps, lr=lr, warmup=min(10, steps - 1), schedule="wsd", seed=seed, optimizer=muon_and_adamw, device="cpu",
+def fit(model: Transformer, rows: Sequence[Sequence[int]], steps: int, seed: int) -> Transformer:
+    config = TrainConfig(steps=steps, warmup=min(10, steps - 1), schedule="wsd", seed=seed, optimizer=muon_and_adamw, device="cpu",
                          log_every=10**6)
     Trainer(model, Examples(rows, batch_size=16, sort=10, seed=seed), config).fit()
     return model.eval()
@@ -103,8 +103,8 @@ def stories(settings: Settings) -> dict[str, Any]:
             if method in ("awq", "gptq"): saved.setdefault(name, []).append(tuple(paid[plain].excess(paid[name])))
         two, steps = QuantizeConfig(2, 32), settings.pick(150, 2)
         aware, unaware = copy.deepcopy(model), copy.deepcopy(model)
-        with quantization_aware(aware, two): fit(aware, data.rows, steps, seed, 0.005)
-        fit(unaware, data.rows, steps, seed, 0.005)
+        with quantization_aware(aware, two): fit(aware, data.rows, steps, seed)
+        fit(unaware, data.rows, steps, seed)
         after = {name: data.pays(quantize(m, two)) for name, m in (("with rounding", aware), ("without", unaware))}
         for name, found in after.items(): lost.setdefault(f"repair: {name}", []).append(tuple(found.excess(exact)))
         saved.setdefault("repair", []).append(tuple(after["without"].excess(after["with rounding"])))
