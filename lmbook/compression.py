@@ -455,7 +455,7 @@ def shrink(
     if c.tie and small.has_scores: small.out.weight = small.embed.tokens.weight
     return small.train(model.training)
 
-# %% ../nbs/80_compression.ipynb #862767bf83
+# %% ../nbs/80_compression.ipynb #a23fdf5f2a
 class LowRankLinear(nn.Module):
     "A linear layer as a product of two thin ones: (N, K) is (N, r) times (r, K)."
 
@@ -491,19 +491,19 @@ def low_rank_factors(
     _check.count("rank", rank)
     _check.that(rank <= min(N, K), f"A matrix of {N} x {K} has at most rank {min(N, K)}, not {rank}.")
     W = weight.detach().double()
-    if hessian is None: L = torch.eye(K, dtype=W.dtype, device=W.device)
-    else:
+    L = inverse = torch.eye(K, dtype=W.dtype, device=W.device)
+    if hessian is not None:
         _check.that(hessian.shape == (K, K), f"The Hessian of a matrix with {K} inputs is {(K, K)}, not {tuple(hessian.shape)}.")
         _check.above("damping", damping, zero=True)
         H = hessian.detach().double()
         _check.that(bool(H.isfinite().all()), "The Hessian is not finite: the model gives NaN or infinity for the calibration texts.")
-        eye = torch.eye(K, dtype=W.dtype, device=W.device)
-        try: L = torch.linalg.cholesky(H + damping * H.diagonal().mean() * eye if H.any() else eye)
-        except RuntimeError as why: raise CompressionError(f"The Hessian has no root: take more than damping={damping}.") from why
+        squares, Q = torch.linalg.eigh(H if H.any() else L)
+        squares = squares.clamp_min(0) + damping * squares.mean()  # rounding makes small ones negative
+        _check.that(bool(squares.min() > 1e-15 * squares.max()), f"The Hessian has no inverse: take more than damping={damping}.")
+        L, inverse = Q * squares.sqrt(), (Q / squares.sqrt()).T
     U, S, V = torch.linalg.svd(W @ L, full_matrices=False)
     root = S[:rank].sqrt()
-    right = torch.linalg.solve_triangular(L, V[:rank], upper=False, left=False)  # V L^-1
-    return (U[:, :rank] * root).to(weight.dtype), (root[:, None] * right).to(weight.dtype)
+    return (U[:, :rank] * root).to(weight.dtype), (root[:, None] * (V[:rank] @ inverse)).to(weight.dtype)
 
 
 def low_rank(

@@ -569,3 +569,16 @@ def test_bad_input_is_one_clear_error(call, message):
 def test_a_fault_is_found(old, new, check, monkeypatch):
     faulty = planted(compression, old, new, monkeypatch)
     with pytest.raises((AssertionError, RuntimeError, ValueError, IndexError, pytest.fail.Exception)): check(module=faulty)
+
+
+def test_low_rank_takes_a_hessian_that_rounding_has_made_indefinite(module=compression):
+    "Inputs that span few directions, added up in float32, as real calibration texts are."
+    torch.manual_seed(0)
+    x = (torch.randn(4000, 6) @ torch.randn(6, 128) * 100).float()
+    H = (x.T @ x / len(x)).float()
+    assert torch.linalg.eigvalsh(H.double()).min() < 0
+    W = torch.randn(32, 128)
+    left, right = module.low_rank_factors(W, 6, H)
+    assert ((left @ right - W) @ x.T).norm() < 1e-3 * (W @ x.T).norm()  # six directions are all there is to keep
+    with pytest.raises(module.CompressionError, match="has no inverse: take more than damping=0"):
+        module.low_rank_factors(W, 6, torch.diag(torch.tensor([1.0] * 127 + [0.0])), damping=0)
