@@ -131,7 +131,7 @@ def wordpiece(
         start = end
     return pieces
 
-# %% ../nbs/18_tokenizer_files.ipynb #91d2d12dc0
+# %% ../nbs/18_tokenizer_files.ipynb #a2ad632082
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     "The fields of a message in protobuf's format: (number, whole number or bytes). Enough to read a SentencePiece model's settings."
     at = 0
@@ -155,7 +155,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _chunks(texts: Iterable[str], longest: int = 4000) -> Iterator[str]:
-    "Lines of at most so many characters: SentencePiece silently leaves out longer ones, and takes a line break for the end of a text."
+    "Lines of at most so many characters: SentencePiece leaves out longer ones, as only its log says, and ends a text at a line break."
     for text in [texts] if isinstance(texts, str) else texts:
         utf8(text)
         for line in text.split("\n"): yield from (line[i : i + longest] for i in range(0, len(line), longest))
