@@ -4,12 +4,12 @@
 
 filling: decoders of Small World (limit=2, names=2, no small talk), `--seeds` of each. Of the texts that they read, a share (0, 0.5, 0.9) is
 rearranged so that one sentence from the middle stands at the end (Bavarian et al. 2022); all else is equal: steps, texts, order, sizes. For
-each: the loss of new stories from left to right, in nats a story above the floor; and of 200 gaps of one sentence in new stories, the share
-filled with the very sentence (exact) and the share filled so that the story is possible at all. Ways to fill: greedy, and by beam search
-(4), with both sides before the model; or drawing 1, 4, 16 sentences from the left side alone, and taking the one with which the whole text
-is likeliest. `tokens` are those that went through the model for a gap, each counted as often as it was computed. `best` is what the grammar
-itself would choose: of all sentences that occur in 20,000 stories, the one with which the story is likeliest; no way to fill is exact more
-often on average.
+each: the loss of new stories from left to right, in nats a story above the floor, after a third of the steps (a training of its own) and
+after all; and, after all, of 200 gaps of one sentence in new stories, the share filled with the very sentence (exact) and the share filled
+so that the story is possible at all. Ways to fill: greedy, and by beam search (4), with both sides before the model; or drawing 1, 4, 16
+sentences from the left side alone, and taking the one with which the whole text is likeliest. `tokens` are those that the model computed
+for a gap, each counted as often as it was computed. `best` is what the grammar itself would choose: of all sentences that occur in 20,000
+stories, the one with which the story is likeliest; no way to fill is exact more often on average.
 keys: a decoder of Shakespeare (BPE with 1,024 tokens, from the first nine tenths), n-grams of its words (modified Kneser-Ney), and their
 frequencies. Passages from the last tenth are typed by a perfect user with 1 or 3 suggestions; `saved` is the share of the characters that
 need no key of their own. `thresholds`: one suggestion, shown only where its probability is at least so high.
@@ -18,6 +18,7 @@ need no key of their own. `thresholds`: one suggestion, shown only where its pro
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -51,7 +52,7 @@ from lmbook.writing import (
 BENCHMARK = Benchmark(
     packages=("torch", "numpy"), seeds=3,
     options=[
-        Option("steps", 1500, dry=2, help="of training, of a decoder of Small World (16 stories each)"),
+        Option("steps", 1200, dry=2, help="of training, of a decoder of Small World (16 stories each)"),
         Option("gaps", 200, dry=3, help="that are filled"),
         Option("reading-steps", 1000, dry=2, help="of training, of the decoder of Shakespeare (12 x 128 tokens each)"),
         Option("passages", 12, dry=1, help="of Shakespeare that are typed"),
@@ -78,12 +79,12 @@ def fitted(model: Transformer, batches: Any, steps: int, lr: float, seed: int) -
     return model.eval()
 
 
-def trained(seed: int, share: float, tokenizer: BPE, settings: Settings) -> Transformer:
-    stories = list(WORLD.texts("train", n=16 * settings.steps, start=100_000 * seed))
+def trained(seed: int, share: float, steps: int, tokenizer: BPE, settings: Settings) -> Transformer:
+    stories = list(WORLD.texts("train", n=16 * steps, start=100_000 * seed))
     rows = fim_rows(stories, tokenizer, share, seed=seed)
     torch.manual_seed(seed)
     model = decoder(tokenizer.vocab_size, settings, 128, 2, settings.pick(320, 640))
-    return fitted(model, Examples(rows, batch_size=16, seed=seed, sort=8), settings.steps, 0.008, seed)
+    return fitted(model, Examples(rows, batch_size=16, seed=seed, sort=8), steps, 0.008, seed)
 
 
 def best_possible(gap: FillIn, sentences: list[str]) -> tuple[str, float]:
@@ -101,7 +102,8 @@ def judged(gaps: list[FillIn], said: list[str]) -> dict[str, float]:
 def spent(gap: FillIn, tokenizer: BPE, middle: str, drawn: int, different: int) -> int:
     "Tokens that went through the model; drawn=0: it reads both sides, and writes once."
     before, new, after = (len(tokenizer.encode(text)) for text in (gap.before, middle, gap.after))
-    return before + after + new if not drawn else before + drawn * new + different * (before + new + after)
+    if not drawn: return before + after + new
+    return before + drawn * new + (different * (before + new + after) if different > 1 else 0)
 
 
 def fillers(model: Transformer, tokenizer: BPE, share: float, seed: int) -> dict[str, Callable[[FillIn], list[Suggestion]]]:
@@ -126,14 +128,15 @@ def filling(settings: Settings) -> dict[str, Any]:
     ideal = [best_possible(gap, sorted({*sentences, gap.middle})) for gap in gaps]
     best = judged(gaps, [text for text, _ in ideal]) | {"expected exact": float(np.mean([p for _, p in ideal]))}
     least = floor(WORLD, test, sample=not settings.dry).nats / len(test)
-    losses: dict[str, list[float]] = {}
+    losses: dict[tuple[int, float], list[float]] = {}
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for seed in range(settings.seeds):
-        for share in SHARES:
-            model = trained(seed, share, tokenizer, settings)
-            nats = evaluate(model, test, tokenizer, context_length=model.config.context_length).nats
-            losses.setdefault(str(share), []).append(nats / len(test) - least)
-            print(f"  seed {seed}, share {share}: {losses[str(share)][-1]:.2f} nats a story above the floor", flush=True)
+        for steps, share in itertools.product(sorted({max(2, settings.steps // 3), settings.steps}), SHARES):
+            model = trained(seed, share, steps, tokenizer, settings)
+            above = evaluate(model, test, tokenizer, context_length=model.config.context_length).nats / len(test) - least
+            losses.setdefault((steps, share), []).append(above)
+            print(f"  seed {seed}, {steps} steps, share {share}: {above:.2f} nats a story above the floor", flush=True)
+            if steps < settings.steps: continue
             for name, way in fillers(model, tokenizer, share, seed).items():
                 said = [way(gap) for gap in gaps]
                 drawn = int(name.split()[1]) if "reread" in name else 0
@@ -143,7 +146,8 @@ def filling(settings: Settings) -> dict[str, Any]:
                 tokens = [spent(gap, tokenizer, texts[0].text, drawn, len(texts)) + (times - 1) * len(tokenizer.encode(texts[0].text))
                           for gap, texts in zip(gaps, said)]
                 row.setdefault("tokens", []).append(float(np.mean(tokens)))
-    cost = [{"share": share, "above the floor": mean_sd(values), "each": values} for share, values in losses.items()]
+    cost = [{"steps": steps, "share": share, "above the floor": mean_sd(values), "each": values}
+            for (steps, share), values in losses.items()]
     rows = [{"share": share, "way": name, **{key: mean_sd(values) for key, values in row.items()}} for (share, name), row in found.items()]
     return {"floor": least, "cost": cost, "ways": rows, "best": best}
 

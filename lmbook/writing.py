@@ -24,7 +24,7 @@ from .core import Check, LmbookError, at_least_float32, check_task, evaluating, 
 from .generation import SamplingConfig, beam_search, generate, known_to
 from .tokenization import EOS, REPLACEMENT, Tokenizer, utf8
 
-# %% ../nbs/82_writing.ipynb #72d1b8cf74
+# %% ../nbs/82_writing.ipynb #f10a59f82c
 class WritingError(LmbookError):
     "A text, a gap or a model that nobody could help with. The message says what to change."
 
@@ -170,12 +170,12 @@ def complete(
             if parents != list(range(len(scores))): reader.select(torch.tensor(parents, device=reader.device))
             logits = reader.read(torch.tensor(new_ids, device=reader.device)[:, None])[:, -1]
     made: list[Suggestion] = []
-    for new, log_p in sorted(found.items(), key=lambda item: (-item[1], item[0])):
-        try: made.append(Suggestion(new.decode(), min(1.0, math.exp(log_p - norm))))
+    for new, total in sorted(found.items(), key=lambda item: (-item[1], item[0])):
+        try: made.append(Suggestion(new.decode(), min(1.0, math.exp(total - norm))))
         except UnicodeDecodeError: continue  # half a character
     return made[:n]
 
-# %% ../nbs/82_writing.ipynb #20183bb946
+# %% ../nbs/82_writing.ipynb #e79f3a9a02
 @dataclass(frozen=True)
 class Typed:
     "A text as it was typed with suggestions. Shown, what was accepted is green."
@@ -206,7 +206,7 @@ class Typed:
     def _repr_html_(self) -> str:
         shade = "background:#d5ecd0;border-radius:3px"
         parts = (f'<span style="{shade}">{escape(p)}</span>' if taken else escape(p) for p, taken in self.pieces)
-        return f'<p style="max-width:44em;line-height:1.7">{"".join(parts)}</p>'
+        return f'<p style="max-width:44em;line-height:1.7;white-space:pre-wrap">{"".join(parts)}</p>'
 
 
 def keystrokes(
@@ -222,11 +222,14 @@ def keystrokes(
     _check.that(isinstance(text, str), f"A text is a str, not {type(text).__name__}.")
     _check.count("k", k)
     _check.above("least", least, zero=True)
-    _check.that(callable(suggest), "suggest is a function from the text so far to a list of `Suggestion`.")
+    _check.that(callable(suggest), "suggest is a function: from the text so far to a list of `Suggestion`.")
     pieces: list[tuple[str, bool]] = []
     at, shown = 0, 0
     while at < len(text):
-        good = [s.text for s in suggest(text[:at])[:k] if s.probability >= least]
+        found = suggest(text[:at])
+        usable = isinstance(found, Sequence) and all(isinstance(s, Suggestion) for s in found)
+        _check.that(usable, "suggest is a function from the text so far to a list of `Suggestion`.")
+        good = [s.text for s in found[:k] if s.probability >= least]
         shown += bool(good)
         best = max((new for new in good if text.startswith(new, at)), key=len, default="")
         if len(best) > 1: pieces.append((best, True))

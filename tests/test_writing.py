@@ -113,7 +113,8 @@ def brute_force(model, tokenizer, text: str, longest: int) -> dict[str, float]:
         text_now = out[len(typed) :].decode(errors="replace")
         over = len(out) >= len(typed) and text_now[-1:].isalnum()
         if over:
-            end = sum(math.exp(row[i]) for i, c in enumerate(letters) if i == tokenizer.eos_id or (c and not (c.isalnum() or c == "\ufffd")))
+            ends = [i for i, c in enumerate(letters) if i == tokenizer.eos_id or (c and not (c.isalnum() or c == "\ufffd"))]
+            end = sum(math.exp(row[i]) for i in ends)
             found[text_now] = found.get(text_now, 0.0) + math.exp(log_p) * end
         if len(new) == longest: continue
         for i in range(tokenizer.vocab_size):
@@ -164,7 +165,8 @@ def test_a_beginning_that_no_token_can_go_on_from_gives_nothing(words, bigram):
 
 
 def test_the_end_of_a_long_text_is_read(bpe, model):
-    assert complete(model, bpe, "The mat. " * 300 + "The c", max_new_tokens=8) == complete(model, bpe, "The mat. " * 200 + "The c", max_new_tokens=8)
+    longer, shorter = (complete(model, bpe, "The mat. " * n + "The c", max_new_tokens=8) for n in (300, 200))
+    assert longer == shorter
 
 
 def test_the_model_is_left_as_it_was(bpe, model):
@@ -282,8 +284,8 @@ def test_filling_asks_in_the_order_of_training_and_ends_at_the_end(words):
 
 def test_rereading_chooses_what_makes_the_whole_likeliest(words, bigram):
     found = fill_by_rereading(bigram, words, "The dog saw a cat on the mat.", " The mat was red.", 12, seed=0)
-    log_p = [float(sum(bigram.token_log_probs([words.encode(f"The dog saw a cat on the mat.{s.text} The mat was red.", bos=True, eos=True)])[0]))
-             for s in found]  # fmt: skip
+    rows = [words.encode(f"The dog saw a cat on the mat.{s.text} The mat was red.", bos=True, eos=True) for s in found]
+    log_p = [float(bigram.token_log_probs([row]).sum()) for row in rows]
     p = np.exp(log_p) / np.exp(log_p).sum()
     assert log_p == sorted(log_p, reverse=True)
     np.testing.assert_allclose([s.probability for s in found], p, rtol=1e-4)
