@@ -238,7 +238,7 @@ def keystrokes(
         at += max(1, len(best))
     return Typed(tuple(pieces), shown)
 
-# %% ../nbs/82_writing.ipynb #bddbba1b47
+# %% ../nbs/82_writing.ipynb #8bbd5b24d0
 FIM_MARKS = ("<prefix>", "<suffix>", "<middle>")
 Unit = Literal["sentences", "words", "characters"]
 
@@ -295,6 +295,7 @@ def fill_in_the_middle(
     """
     parts = cut_units(text, unit)
     if most is not None: _check.count("most", most)
+    _check.that(isinstance(rng, np.random.Generator), "rng is NumPy's: np.random.default_rng(0).")
     _check.that(len(parts) > 2, f"A gap has something on both sides: this text has {len(parts)} {unit}, and at least 3 are needed.")
     size = int(rng.integers(1, min(most or len(parts), len(parts) - 2) + 1))
     start = int(rng.integers(1, len(parts) - size))

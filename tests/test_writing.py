@@ -316,6 +316,7 @@ BAD = {
     "no function": lambda m, t: keystrokes("a", []),
     "nan": lambda m, t: keystrokes("a", lambda text: [], least=math.nan),
     "two sentences": lambda m, t: fill_in_the_middle("One. Two.", np.random.default_rng(0)),
+    "no dice": lambda m, t: fill_in_the_middle("One. Two. Three.", 0),
     "no unit": lambda m, t: fill_in_the_middle("One. Two. Three.", np.random.default_rng(0), "lines"),
     "no marks": lambda m, t: fill(m, BPE.train(TEXTS, 290), "a", "b"),
     "too long": lambda m, t: fill(m, t, "The mat. " * 50, " Yes."),
