@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -158,6 +159,8 @@ def test_suggestions_have_as_many_words_as_asked_for(words, bigram):
     [best, *_] = complete(bigram, words, "The cat", words=3)
     assert len(best.text.split()) == 3
     assert complete(bigram, words, "The ca")[0].text == "t"
+    for n in (1, 2):  # fewer where the text ends, never more
+        assert max(len(re.findall(r"\w+", s.text)) for s in complete(bigram, words, "The cat", 30, n, beams=200)) == n
 
 
 def test_a_beginning_that_no_token_can_go_on_from_gives_nothing(words, bigram):
