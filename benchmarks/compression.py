@@ -168,7 +168,7 @@ def gradual(settings: Settings) -> dict[str, Any]:
         def lost(new: nn.Module) -> float: return data.pays(new).excess(exact).value  # noqa: B023
 
         found.setdefault("dense", []).append(lost(fit(copy.deepcopy(model), Examples(data.rows, batch_size=16, sort=10, seed=0), steps)))
-        for share in settings.pick((0.8, 0.95), (0.8,)):
+        for share in (0.8, 0.95):
             new, rising = prune(model, PruneConfig(share)), copy.deepcopy(model)
             batches = lambda: Examples(data.rows, batch_size=16, sort=10, seed=0)  # noqa: E731
             fit(new, batches(), steps, callbacks=[SparseTraining()])
@@ -193,7 +193,7 @@ def lottery(settings: Settings) -> dict[str, Any]:
         first = data.new(seed, SMALL)
         dense = data.fit(copy.deepcopy(first), steps, seed, batch=8)
         found.setdefault("dense", []).append(data.above(dense))
-        for share in settings.pick((0.5, 0.8, 0.9), (0.8,)):
+        for share in (0.5, 0.8, 0.9):
             by_size, by_chance = prune(dense, PruneConfig(share)), prune(dense, PruneConfig(share, "random", seed=seed))
             starts = {"ticket": masked(first, by_size), "mask, new start": masked(data.new(seed + 100, SMALL), by_size),
                       "random mask": masked(first, by_chance), "trained on": by_size}
@@ -225,7 +225,7 @@ def distillation(settings: Settings) -> dict[str, Any]:
                 return data.above(data.fit(student, steps, seed, rows, 8, loss=loss))  # noqa: B023
 
         spent = n / 8 * flops(large, 100) / (3 * flops(small, 100))  # steps of the student that writing costs, of eight stories each
-        for size in settings.pick((60, 3000), (60,)):
+        for size in (60, 3000):
             rows = data.rows[:size]
             lessons = {
                 "no teacher, equal computation": learn(rows, alone), "no teacher, equal steps": learn(rows, steps),

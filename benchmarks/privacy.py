@@ -99,7 +99,7 @@ def by_copies(model: Transformer, words: WordTokenizer, secret: dict[str, list[s
 
 @BENCHMARK.part()
 def memorisation(settings: Settings) -> dict[str, Any]:
-    epochs, names = settings.pick(16, 2), settings.pick(NAMES, NAMES[::8])
+    epochs, names = settings.pick(16, 2), settings.pick(NAMES, NAMES[::4])
     people, fresh = register("train", settings.pick(400, 20)), list(register("valid", settings.pick(300, 10)))
     rows: dict[str, Any] = {}
     for d_model in settings.pick((16, 32, 64), (8,)):
@@ -161,7 +161,7 @@ def membership(settings: Settings) -> dict[str, Any]:
 @BENCHMARK.part()
 def price(settings: Settings) -> list[dict[str, Any]]:
     n, lot, steps = settings.pick(8000, 40), settings.pick(256, 8), settings.pick(200, 2)
-    names = settings.pick(NAMES, NAMES[::8])
+    names = settings.pick(NAMES, NAMES[::4])
     everybody = register("train", n + settings.pick(400, 10))
     people, choosing = list(everybody)[:n], dict(list(everybody.items())[n:])
     fresh = {text: story for text, story in register("valid", settings.pick(1000, 10)).items() if text not in everybody}

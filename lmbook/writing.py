@@ -175,7 +175,7 @@ def complete(
         except UnicodeDecodeError: continue  # half a character
     return made[:n]
 
-# %% ../nbs/82_writing.ipynb #e79f3a9a02
+# %% ../nbs/82_writing.ipynb #d2756f605e
 @dataclass(frozen=True)
 class Typed:
     "A text as it was typed with suggestions. Shown, what was accepted is green."
@@ -204,7 +204,7 @@ class Typed:
     def __repr__(self) -> str: return "".join(f"[{piece}]" if taken else piece for piece, taken in self.pieces)
 
     def _repr_html_(self) -> str:
-        shade = "background:#d5ecd0;border-radius:3px"
+        shade = "background:#d5ecd0;color:#1b1b1b;border-radius:3px"
         parts = (f'<span style="{shade}">{escape(p)}</span>' if taken else escape(p) for p, taken in self.pieces)
         return f'<p style="max-width:44em;line-height:1.7;white-space:pre-wrap">{"".join(parts)}</p>'
 
