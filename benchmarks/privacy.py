@@ -102,7 +102,7 @@ def memorisation(settings: Settings) -> dict[str, Any]:
     epochs, names = settings.pick(16, 2), settings.pick(NAMES, NAMES[::4])
     people, fresh = register("train", settings.pick(400, 20)), list(register("valid", settings.pick(300, 10)))
     rows: dict[str, Any] = {}
-    for d_model in settings.pick((16, 32, 64), (8,)):
+    for d_model in settings.pick((16, 32, 64), (16,)):
         for kind in settings.pick(("all notes", "each once"), ("each once",)):
             found, losses, best, exposed = [], [], [], []
             for seed in range(settings.seeds):
