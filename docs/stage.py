@@ -151,8 +151,8 @@ class Chapter:
 
     @property
     def number(self) -> str:
-        "'15' for 15_tokenization, empty for the preface."
-        return m[0] if (m := re.match(r"\d+(?=_)", self.name)) else ""
+        "'15' for 15_tokenization, '12b' for 12b_quality (the second sitting of 12), empty for the preface."
+        return m[0] if (m := re.match(r"\d+[a-z]?(?=_)", self.name)) else ""
 
 
 def read_chapter(path: Path, package: str) -> Chapter:
@@ -302,7 +302,7 @@ def toc(layout: dict[str, Any], chapters: list[Chapter], modules: list[str]) -> 
     for c in chapters:
         if c.name in (layout["root"], GLOSSARY): continue
         if not c.number: raise ValueError(f"{c.name}.ipynb has no number, so it has no place in the book")
-        entries[part_of(int(c.number), layout)].append({"file": c.name, "title": f"{int(c.number)}. {c.title}"})
+        entries[part_of(int(c.number[:2]), layout)].append({"file": c.name, "title": f"{c.number.removeprefix('0')}. {c.title}"})
     parts = [{"caption": caption, "chapters": rows} for caption, rows in entries.items() if rows]
     reference: list[dict[str, Any]] = [{"file": GLOSSARY}] * any(c.name == GLOSSARY for c in chapters) + [{"file": "claims"}]
     if modules: reference.append({"file": "api/index", "sections": [{"file": f"api/{m}", "title": m} for m in modules]})

@@ -61,9 +61,9 @@ class Page:
     homes: dict[str, str] = field(default_factory=dict)  # module -> name of the notebook that exports it
 
     @property
-    def number(self) -> int | None:
-        "The number in its name; None for the preface."
-        return int(m[0]) if (m := re.match(r"\d+(?=_)", self.stem)) else None
+    def number(self) -> str | None:
+        "The number in its name, with its letter if it has one; None for the preface."
+        return m[0] if (m := re.match(r"\d+[a-z]?(?=_)", self.stem)) else None
 
     @property
     def code(self) -> list[NotebookNode]: return [c for c in self.nb.cells if c.cell_type == "code" and c.source.strip()]

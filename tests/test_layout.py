@@ -57,8 +57,8 @@ def images(cell: NotebookNode) -> Iterator[tuple[str, int]]:
 def name(page: Page) -> Iterator[str]:
     "NN_topic.ipynb, exporting to lmbook/topic.py if to anything; or the index, or the glossary."
     if page.stem in UNNUMBERED: return
-    if not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*", page.stem): yield f"{page.stem}.ipynb is not NN_topic.ipynb"
-    elif page.module and page.module != page.stem[3:]: yield f"exports to {page.module}, its topic is {page.stem[3:]}"
+    if not re.fullmatch(r"\d\d[b-z]?_[a-z][a-z0-9_]*", page.stem): yield f"{page.stem}.ipynb is not NN_topic.ipynb"
+    elif page.module and page.module != (topic := page.stem.partition("_")[2]): yield f"exports to {page.module}, its topic is {topic}"
 
 
 def title_and_promise(page: Page) -> Iterator[str]:
@@ -228,7 +228,7 @@ def test_the_preface_names_every_chapter():
 def shared_numbers(pages: list[Page]) -> Iterator[str]:
     "Numbers on which more than one chapter stands."
     for number, count in Counter(p.number for p in pages).items():
-        if number is not None and count > 1: yield f"{number:02}: {', '.join(p.stem for p in pages if p.number == number)}"
+        if number is not None and count > 1: yield f"{number}: {', '.join(p.stem for p in pages if p.number == number)}"
 
 
 def test_no_two_chapters_share_a_number(): assert list(shared_numbers(PAGES)) == []
@@ -409,6 +409,14 @@ def test_a_broken_notebook_breaks_the_rule(rule, stem, change, says):
 def test_a_shared_number_is_noticed():
     pages = [Page(stem, good()) for stem in (PREFACE, "02_early", "02_middle", "20_late")]
     assert list(shared_numbers(pages)) == ["02: 02_early, 02_middle"] and pages[0].number is None
+
+
+def test_a_second_sitting_has_a_letter():
+    pages = [Page(stem, good()) for stem in ("02_middle", "02b_later", "03_late")]
+    assert list(shared_numbers(pages)) == [] and [p.number for p in pages] == ["02", "02b", "03"]
+    assert sorted(p.stem for p in reversed(pages)) == [p.stem for p in pages]
+    assert stage.toc(build.layout(), [stage.Chapter(p.stem, p.nb, title="T") for p in pages], [])["parts"][0]["chapters"] == [
+        {"file": "02_middle", "title": "2. T"}, {"file": "02b_later", "title": "2b. T"}, {"file": "03_late", "title": "3. T"}]  # fmt: skip
 
 
 def test_every_rule_is_broken_once():

@@ -423,8 +423,8 @@ def test_the_readme_lists_every_chapter_with_its_module():
 
 
 def expanded(numbers: str) -> list[int]:
-    "`12, 14-16` as 12, 14, 15, 16."
-    ends = [[int(n) for n in piece.split("-")] for piece in numbers.split(",") if piece.strip()]
+    "`12, 14-16` as 12, 14, 15, 16; `12b` as 12."
+    ends = [[int(n.strip()[:2]) for n in piece.split("-")] for piece in numbers.split(",") if piece.strip()]
     return [n for first, *last in ends for n in range(first, (last or [first])[0] + 1)]
 
 
@@ -440,7 +440,7 @@ def table_problems(text: str, names: list[str], layout: dict) -> Iterator[str]:
             continue
         link = re.search(r"\]\(nbs/(\w+)\.ipynb\)", row)
         if (status == "planned") == bool(link): yield f"{row}: {status}, and {'a' if link else 'no'} notebook"
-        if link and number != (link[1][:2] if link[1][:2].isdecimal() else ""): yield f"{link[1]} stands as {number!r}"
+        if link and number != (link[1].partition("_")[0] if link[1][:2].isdecimal() else ""): yield f"{link[1]} stands as {number!r}"
         if not link: yield from (f"{row}: the number {n} is taken" for n in expanded(number) if n in taken)
         if wrong := [n for n in expanded(number) if stage.part_of(n, layout) != part]:
             yield f"{row}: {wrong} does not belong to the part {part!r}"
@@ -467,6 +467,7 @@ TABLE = """
     ("| 10 | [Corpora](nbs/10_corpora.ipynb): files | `lmbook.corpora` | done |\n", "", "not listed once each"),
     ("| 10 | [Corpora](nbs/10_corpora.ipynb): files", "| 10 | [Corpora](nbs/12_cleaning.ipynb): files", "in the order of their names"),
     ("| 12 | [Cleaning]", "| 02 | [Cleaning]", "12_cleaning stands as '02'"),
+    ("| 12 | [Cleaning]", "| 12b | [Cleaning]", "12_cleaning stands as '12b'"),
     ("| 11, 13-14 |", "| 11-13 |", "Others: the number 12 is taken"),
     ("| 11, 13-14 |", "| 11, 20 |", "Others: [20] does not belong to the part 'Text'"),
     ("| | **Text** | | |\n", "", "[10] does not belong to the part 'Start'"),

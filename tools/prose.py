@@ -125,7 +125,7 @@ ITEM = re.compile(r"^(?:[-*+]|\d+[.)])\s+")
 END = re.compile(r"[.?!]+[\"'”’)*_\]]*\s+(?=[\"'“‘(*_\[]*[A-Z◇\d\u4e00-\u9fff])")  # after it a new sentence may begin
 NO_END = re.compile(r"(?<![\w-])(?:e\.g|i\.e|al|eqs?|sect?|fig|vs|cf|no|pp|ch|Dr|Mrs?|St|[A-HJ-Z])\.$")  # such a point ends no sentence
 LINK = re.compile(r"(?:\b[Cc]hapters? (?:on|about) )?\[[^\]]*\]\([^)]*\)(?:(?:,| and| to|-)+ ?\[[^\]]*\]\([^)]*\))*")
-CHAPTER = re.compile(r"`\d\d_[a-z_]+(?:\.ipynb)?`|\b[Cc]hapters? \d\d\b|\b[Cc]hapters? (?:on|about) (?:[a-z-]+ ?){1,3}")
+CHAPTER = re.compile(r"`\d\d[b-z]?_[a-z_]+(?:\.ipynb)?`|\b[Cc]hapters? \d\d[b-z]?\b|\b[Cc]hapters? (?:on|about) (?:[a-z-]+ ?){1,3}")
 WORD = re.compile(r"[^\W_]+(?:['’.,-][^\W_]+)*")
 
 
