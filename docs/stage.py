@@ -170,8 +170,12 @@ def read_chapter(path: Path, package: str) -> Chapter:
 
 
 def reading(notebook: nbformat.NotebookNode) -> tuple[int, int, int]: # minutes, words, cells that are not folded
-    "How long a chapter is for a reader: 200 words of prose a minute, and three quarters of a minute for each cell that is seen."
-    prose = [re.sub(r"^(```|~~~).*?^\1", "", c.source, flags=re.M | re.S) for c in notebook.cells if c.cell_type == "markdown"]
+    """How long a chapter is for a reader: 200 words of prose a minute, and three quarters of a minute for each cell that is seen.
+
+    The list of references at its end is looked up and not read.
+    """
+    told = (re.sub(r"^## References\s*$.*", "", c.source, flags=re.M | re.S) for c in notebook.cells if c.cell_type == "markdown")
+    prose = [re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.M | re.S) for text in told]
     words = sum(len(text.split()) for text in prose)
     cells = sum(c.cell_type == "code" and "hide-input" not in c.metadata.get("tags", ()) for c in notebook.cells)
     return round(words / 200 + 0.75 * cells), words, cells

@@ -25,6 +25,7 @@ from tools.notebooks import reading_order
 FIGURE_LIMIT = 100_000  # bytes, decoded
 EXERCISES = 3
 MODULE = 700  # lines of a module that is read in a sitting
+SITTING = 60, 4000  # code cells, and words without the references, of a chapter
 TOUR = "00_tour"
 IMAGES = ("image/png", "image/svg+xml", "image/jpeg", "image/gif")
 SIMPLE_HTML = set("details summary br sub sup kbd b i em strong small p div span a table thead tbody tr th td".split())
@@ -248,6 +249,14 @@ STILL_LONG: dict[str, int] = {}
 def test_notebook(page, rule):
     if page.stem in UNNUMBERED and rule in NOT_FOR_THE_UNNUMBERED: return
     assert list(rule(page)) == [], rule.__doc__
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.stem not in UNNUMBERED], ids=lambda p: p.stem)
+def test_a_chapter_is_a_sitting_long(page):
+    _, words, _ = stage.reading(page.nb)
+    cells = len(page.code)
+    if page.number in ("10", "12", "22", "29", "30", "33", "34"): return  # being divided
+    assert cells <= SITTING[0] and words <= SITTING[1], f"{cells} cells and {words} words: go on in {page.number}b, or cut"
 
 
 def test_a_module_is_a_sitting_long():

@@ -88,6 +88,8 @@ def test_how_long_a_chapter_takes():
     cells = [new_markdown_cell(text), new_code_cell("1"), new_code_cell("2")]
     cells[2].metadata["tags"] = ["hide-input"]
     assert stage.reading(new_notebook(cells=cells)) == (11, 1997, 1)
+    books = new_markdown_cell("Last words.\n\n## References\n\n- A book.")
+    assert stage.reading(new_notebook(cells=[*cells, books])) == (11, 1999, 1)
     chapter = stage.Chapter("10_long", new_notebook(cells=cells))
     stage._say_how_long(chapter)
     said = ["> A promise,", "> of two lines.", "", "*About 10 minutes: 1,997 words and 1 cells.*"]
