@@ -28,10 +28,10 @@ from torch import nn
 
 from benchmarks.common import HERE, Benchmark, Option, Settings, best_of, fastest, in_turns, mean_sd, run
 from lmbook.batches import Batch
-from lmbook.corpora import words as words_of
 from lmbook.tokenization import jieba_words
 from lmbook.training import TrainConfig, Trainer
 from lmbook.vectors import embedding_layer, open_vectors, read_vectors, stream_vectors, write_vectors
+from lmbook.word_counts import words as words_of
 from lmbook.word_vectors import WordVectors
 
 D = 100

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Record', 'LANGUAGES', 'Span', 'CorpusError', 'Complaints', 'Corpus', 'Options', 'read_text', 'read_jsonl', 'read_csv',
            'read_parquet', 'write_jsonl', 'read_wikipedia_dump', 'read_corpus', 'as_corpus', 'load_hub', 'to_dataset',
-           'Document', 'load_reader', 'help_paragraphs', 'paragraph_digest', 'common_paragraphs', 'python_docs',
-           'words', 'rank_frequency', 'power_law', 'vocabulary_growth']
+           'Document', 'load_reader', 'help_paragraphs', 'paragraph_digest', 'common_paragraphs', 'python_docs']
 
 # %% ../nbs/10_corpora.ipynb #d9f6cd39ae
 import atexit
@@ -657,42 +656,3 @@ def python_docs(
             "The others are given; what the chapters compute from them may come out a little different.", stacklevel=2)
     rows = [{"text": text, "id": topic, "source": "pydoc_data.topics", "lang": "en"} for topic, text in texts.items()]
     return as_corpus(rows, name="Python's documentation")
-
-# %% ../nbs/10_corpora.ipynb #5a4910facf
-def words(
-    text: str,
-    lang: str = "en",  # "en": runs of letters, lower case; "zh": each Chinese character
-) -> list[str]:
-    "The words of a text, as plainly as can be, for counting."
-    if lang == "zh": return re.findall(r"[\u3400-\u9fff]", text)
-    return re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", text.lower())
-
-# %% ../nbs/10_corpora.ipynb #b6958bec54
-def rank_frequency(counts: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]: # ranks from 1, and the counts from the largest down
-    "How often the r-th most frequent word occurs."
-    frequency = np.sort(np.fromiter(counts.values(), dtype=np.int64))[::-1]
-    return np.arange(1, len(frequency) + 1), frequency
-
-
-def power_law(
-    x: np.ndarray,  # increasing, positive
-    y: np.ndarray,  # positive
-    points: int = 50,  # the fit looks at this many points, evenly spaced in log x, so that a crowded end does not outvote the other
-) -> tuple[float, float]: # exponent a and factor c of y = c * x**a
-    "Fit a power law by least squares on logarithmic axes: for pictures. As an estimate it is biased (Clauset, Shalizi and Newman 2009)."
-    at = np.geomspace(x[0], x[-1], points)
-    a, log_c = np.polyfit(np.log(at), np.interp(np.log(at), np.log(x), np.log(y)), 1)
-    return float(a), float(np.exp(log_c))
-
-
-def vocabulary_growth(
-    tokens: Sequence[str],  # words in the order of the text
-    points: int = 50,  # up to a million
-) -> tuple[np.ndarray, np.ndarray]: # numbers of words read, evenly spaced on a logarithmic axis, and of different ones among them
-    "How many different words a reader has met after n words."
-    _check.count("points", points)
-    _check.that(points <= 10**6, f"points={points:,} are more than a million: no picture shows so many.")
-    if not tokens: return np.empty(0, int), np.empty(0, int)
-    first = list({word: len(tokens) - 1 - n for n, word in enumerate(reversed(tokens))}.values())  # where each word comes first
-    read = np.unique(np.geomspace(1, len(tokens), points).astype(int))
-    return read, np.searchsorted(np.sort(first), read)

@@ -43,9 +43,7 @@ from lmbook.corpora import (
     load_hub,
     load_reader,
     paragraph_digest,
-    power_law,
     python_docs,
-    rank_frequency,
     read_corpus,
     read_csv,
     read_jsonl,
@@ -53,8 +51,6 @@ from lmbook.corpora import (
     read_text,
     read_wikipedia_dump,
     to_dataset,
-    vocabulary_growth,
-    words,
     write_jsonl,
 )
 from lmbook.files import FileError, _wrong_bytes, guess_encoding
@@ -791,30 +787,6 @@ def test_the_list_of_paragraphs_is_what_all_releases_have(tmp_path, monkeypatch,
     first, _, *rows = (tmp_path / "list.txt").read_text(encoding="utf-8").splitlines()
     assert first == "# the same in: 3.1 3.2" and rows == [f"short {paragraph_digest(shared.strip())}"]
     assert capsys.readouterr().out.startswith("1 topics, 1 paragraphs")
-
-
-# Statistics
-
-
-@settings(deadline=None)
-@given(tokens=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=200))
-def test_counts_agree_with_counting(tokens):
-    rank, frequency = rank_frequency(Counter(tokens))
-    assert list(frequency) == sorted(Counter(tokens).values(), reverse=True) and list(rank) == list(range(1, len(set(tokens)) + 1))
-    read, met = vocabulary_growth(tokens, points=20)
-    assert read[-1] == len(tokens) and [len(set(tokens[:n])) for n in read] == list(met)
-
-
-@pytest.mark.parametrize("exponent", [-1.3, -.8, .5])
-def test_power_law_is_recovered(exponent):
-    x = np.arange(1, 2000)
-    assert power_law(x, 7 * x**exponent) == pytest.approx((exponent, 7), rel=1e-3)
-
-
-def test_words():
-    expected = ["don't", "stop", "it's", "a", "well-known", "naïve", "café", "times", "x"]
-    assert words("Don't stop: it's a well-known naïve CAFÉ, 42 times_x.") == expected
-    assert words("茶好了，tea 42。", "zh") == ["茶", "好", "了"]
 
 
 # The real thing, where it is
