@@ -30,7 +30,8 @@ from benchmarks.common import HERE, Benchmark, Option, Settings, best_of, fastes
 from lmbook.batches import Batch
 from lmbook.tokenization import jieba_words
 from lmbook.training import TrainConfig, Trainer
-from lmbook.vectors import embedding_layer, open_vectors, read_vectors, stream_vectors, write_vectors
+from lmbook.vector_files import open_vectors, read_vectors, stream_vectors, write_vectors
+from lmbook.vectors import embedding_layer
 from lmbook.word_counts import words as words_of
 from lmbook.word_vectors import WordVectors
 
@@ -103,13 +104,14 @@ def reading_and_writing(folder: Path, V: int, rounds: int) -> list[dict[str, obj
 @BENCHMARK.part()
 def memory_megabytes(settings: Settings) -> dict[str, int]:
     "At most, of processes that do nothing else; at the default size the vectors themselves are 80."
-    ours, theirs = "from lmbook.vectors import open_vectors, read_vectors, stream_vectors; ", "from gensim.models import KeyedVectors; "
+    ours = "from lmbook.vector_files import open_vectors, read_vectors, stream_vectors; "
+    theirs = "from gensim.models import KeyedVectors; "
     with tempfile.TemporaryDirectory() as folder:
         binary, text, glove = (str(Path(folder, name)) for name in ("a.bin", "a.vec", "a.txt"))
         for path in (binary, text, glove): write_vectors(some_vectors(settings.vectors), path)
         open_vectors(glove)  # writes the copy
         work = {
-            "import lmbook.vectors": ours + "import pyarrow.compute", "import gensim": theirs,
+            "import lmbook.vectors": ours + "import pyarrow.compute", "import gensim": theirs,  # the names that are stored
             "read_vectors, binary": ours + f"read_vectors({binary!r})",
             "gensim, binary": theirs + f"KeyedVectors.load_word2vec_format({binary!r}, binary=True)",
             "read_vectors, text": ours + f"read_vectors({text!r})", "gensim, text": theirs + f"KeyedVectors.load_word2vec_format({text!r})",

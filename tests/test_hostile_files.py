@@ -42,7 +42,8 @@ from lmbook.embeddings import (
 from lmbook.pretrained import load_classifier, load_pretrained, save_pretrained
 from lmbook.shards import Mark, clean, funnel, read_shards, verify_manifest
 from lmbook.transformer import Classifier, ClassifierConfig, TransformerError
-from lmbook.vectors import embedding_matrix, open_vectors, read_vectors, stream_vectors, write_vectors
+from lmbook.vector_files import open_vectors, read_vectors, stream_vectors, write_vectors
+from lmbook.vectors import embedding_matrix
 from lmbook.word_vectors import VectorsError, WordVectors, project, read_analogies, read_similarities, score_analogies, score_similarity
 from tests.models import ids, make
 
