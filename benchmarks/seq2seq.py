@@ -30,6 +30,7 @@ from torch import nn
 
 from benchmarks.common import Benchmark, Settings, in_turns, ratio, run, spread
 from lmbook.batches import Examples
+from lmbook.convolutions import ConvConfig, ConvEncoder, PooledEncoder, receptive_field
 from lmbook.core import evaluating, seed_everything
 from lmbook.generation import SamplingConfig, generate
 from lmbook.grammar import WORD
@@ -37,13 +38,10 @@ from lmbook.seq2seq import (
     BOS_ID,
     EOS_ID,
     N_SPECIAL,
-    ConvConfig,
-    ConvEncoder,
     Seq2Seq,
     Seq2SeqConfig,
     copy_task,
     greedy_accuracy,
-    receptive_field,
 )
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.training import TrainConfig, Trainer, mean_loss
@@ -211,10 +209,11 @@ def continuation(settings: Settings) -> dict:
     words = number(sorted({w for pair in known for part in pair for w in part}))
     known, fresh, V = encoded(known, words, words), encoded(fresh, words, words), len(words)
     joined = lambda pairs: [([*a, 1], b[1:]) for a, b in pairs]  # noqa: E731
+    windows = Seq2SeqConfig(V, V, d_embed=48, d_hidden=64, n_layer=2)
     makers = {
         "lstm": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=64)),
         "gru": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=72, encoder="gru", decoder="gru")),
-        "conv": lambda: Seq2Seq(Seq2SeqConfig(V, V, d_embed=48, d_hidden=64, encoder="conv", n_layer=2)),
+        "conv": lambda: Seq2Seq(windows, encoder=PooledEncoder(windows)),
         "transformer": lambda: DecoderOnly(V),
     }
     out: dict = {"steps": steps, "floor": ground, "nats": {}, "parameters": {}, "lr": {}}

@@ -25,6 +25,7 @@ from lmbook.alignment import AttentionDecoder
 from lmbook.batches import IGNORE, Batch, Batches, Examples
 from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, tag_loss
 from lmbook.checkpoints import load_state, load_weights, save_checkpoint, save_weights
+from lmbook.convolutions import ConvConfig, ConvLM, PooledEncoder
 from lmbook.deep_networks import NeuralNGram, NeuralNGramConfig
 from lmbook.experts import MoEConfig, with_experts
 from lmbook.generation import SamplingConfig, beam_search, generate, stream
@@ -33,7 +34,7 @@ from lmbook.objectives import PrefixTransformer
 from lmbook.perplexity import evaluate
 from lmbook.pretrained import load_pretrained, save_pretrained
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
-from lmbook.seq2seq import ConvConfig, ConvLM, Seq2Seq, Seq2SeqConfig, greedy_accuracy
+from lmbook.seq2seq import Seq2Seq, Seq2SeqConfig, greedy_accuracy
 from lmbook.speculation import speculative, unmask
 from lmbook.tokenization import CharTokenizer
 from lmbook.training import TrainConfig, Trainer, mean_loss, next_token_loss
@@ -128,10 +129,10 @@ def _experts(top_k: int) -> Spec:
     return Spec(f"experts-{top_k}", "experts", build, tied=("out.weight", "embed.tokens.weight"))
 
 
-def _seq2seq(name: str, looks: bool = False, **fields: Any) -> Spec:
+def _seq2seq(name: str, looks: bool = False, pools: bool = False, **fields: Any) -> Spec:
     def build(p: float) -> Seq2Seq:
         config = Seq2SeqConfig(SOURCE, V, 12, 16, dropout=p, **fields)
-        return Seq2Seq(config, AttentionDecoder(config) if looks else None)
+        return Seq2Seq(config, AttentionDecoder(config) if looks else None, PooledEncoder(config) if pools else None)
 
     return Spec(f"seq2seq-{name}", "seq2seq", build, SOURCE)
 
@@ -173,7 +174,7 @@ MODELS = (
     _seq2seq("lstm", n_layer=2),
     _seq2seq("gru", encoder="bigru", decoder="gru"),
     _seq2seq("rnn", encoder="rnn", decoder="rnn", reverse=True),
-    _seq2seq("conv", encoder="conv"),
+    _seq2seq("conv", pools=True),
     _seq2seq("attention", looks=True, encoder="bilstm"),
     Spec("tagger", "tagger", lambda p: Tagger(TaggerConfig(V, TAGS, 12, 10, dropout=p))),
     Spec("tagger-one-way", "tagger", lambda p: Tagger(TaggerConfig(V, TAGS, 12, 10, 2, "gru", False, dropout=p))),
