@@ -41,10 +41,11 @@ from lmbook.batches import Batch, TokenStream
 from lmbook.core import seed_everything
 from lmbook.evaluation import Score
 from lmbook.language_models import NGram, NGramConfig
-from lmbook.optimizers import clip_gradients, multiplies_bfloat16
+from lmbook.optimizers import multiplies_bfloat16
 from lmbook.recurrent import detach_state
 from lmbook.recurrent_lm import CarriedState, RecurrentLM, RecurrentLMConfig
 from lmbook.runs import muon_and_adamw
+from lmbook.schedules import clip_gradients
 from lmbook.tasks import Item, read_task
 from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import Transformer, TransformerConfig

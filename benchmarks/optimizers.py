@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import Benchmark, Option, Settings, in_turns, medians, ratio, run
-from lmbook.optimizers import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop, clip_gradients
+from lmbook.optimizers import SGD, Adagrad, Adam, AdamW, Lion, Muon, RMSprop
+from lmbook.schedules import clip_gradients
 
 Shapes = list[tuple[int, ...]]
 BAR = 1.2  # our step may take so many times as long as torch.optim's fastest

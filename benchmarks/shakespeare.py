@@ -31,9 +31,9 @@ from lmbook.attention import attention_weights
 from lmbook.batches import TokenStream
 from lmbook.core import seed_everything
 from lmbook.generation import SamplingConfig, generate
-from lmbook.optimizers import clip_gradients
 from lmbook.pretrained import load_pretrained
 from lmbook.runs import muon_and_adamw
+from lmbook.schedules import clip_gradients
 from lmbook.tokenization import CharTokenizer
 from lmbook.training import TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import Transformer, TransformerConfig

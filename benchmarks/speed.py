@@ -36,7 +36,7 @@ from benchmarks.common import Benchmark, Option, Settings, fastest, in_turns, me
 from lmbook.attention import attention
 from lmbook.batches import Batch, Batches, Examples, TokenStream
 from lmbook.deep_networks import RMSNorm
-from lmbook.optimizers import clip_gradients
+from lmbook.schedules import clip_gradients
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.speed import MemoryLog, checkpointing, count_flops, flash_attention, measure_roofline, prefetch, train_flops
 from lmbook.tokenization import BPE, WordTokenizer

@@ -34,7 +34,8 @@ from benchmarks.common import Benchmark, Option, Settings, run
 from lmbook.batches import Examples, TokenStream
 from lmbook.checkpoints import Checkpoints, latest
 from lmbook.core import seed_everything
-from lmbook.optimizers import AdamW, clip_gradients, cosine, parameter_groups
+from lmbook.optimizers import AdamW
+from lmbook.schedules import clip_gradients, cosine, parameter_groups
 from lmbook.training import JsonLog, TrainConfig, Trainer
 
 LR, WARMUP = 1e-3, 5

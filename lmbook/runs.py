@@ -6,7 +6,7 @@
 __all__ = ['EPOCHS', 'RunError', 'RunConfig', 'sort_settings', 'make_tokenizer', 'seconds_per_step', 'plan_steps', 'Run',
            'load_run', 'muon_and_adamw', 'train_run']
 
-# %% ../nbs/45_runs.ipynb #0c69a40c31
+# %% ../nbs/45_runs.ipynb #84d84d29ba
 import copy
 import hashlib
 import json
@@ -31,7 +31,8 @@ from .core import Check, LmbookError, best_device, claim, seed_everything, usabl
 from .generation import SamplingConfig, generate_text, stream
 from .language_models import NGram, NGramConfig
 from .perplexity import Evaluation, evaluate
-from .optimizers import SCHEDULES, AdamW, Muon, Together
+from .optimizers import AdamW, Muon, Together
+from .schedules import SCHEDULES
 from .tokenization import BPE, ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError, utf8
 from .checkpoints import CheckpointError, Checkpoints, is_scratch, refuse_links, sweep
 from .tokenizer_files import load_tokenizer, tokenizer_from_bytes

@@ -6,7 +6,7 @@
 __all__ = ['Loss', 'Event', 'Callback', 'TrainingError', 'next_token_loss', 'TrainConfig', 'History', 'Ranks', 'mean_loss',
            'JsonLog', 'read_log', 'TensorBoard', 'Stateful', 'Keeper', 'Trainer']
 
-# %% ../nbs/24_training.ipynb #04aed5edcf
+# %% ../nbs/24_training.ipynb #cac1c21b1a
 import json
 import math
 import signal
@@ -41,7 +41,8 @@ from lmbook.core import (
     set_random_state,
     write_whole,
 )
-from .optimizers import OPTIMIZERS, SCHEDULES, OptimizerName, ScheduleName, clip_gradients, parameter_groups
+from .optimizers import OPTIMIZERS, OptimizerName
+from .schedules import SCHEDULES, ScheduleName, clip_gradients, parameter_groups
 
 if TYPE_CHECKING: from torch.utils.tensorboard import SummaryWriter
 

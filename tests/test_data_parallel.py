@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 import lmbook.data_parallel
 import lmbook.optimizers
+import lmbook.schedules
 from lmbook.batches import IGNORE, Batch, Examples
 from lmbook.checkpoints import Checkpoints, load_weights
 from lmbook.data_parallel import STRATEGIES, CommunicationLog, DataParallel, FullySharded, SeveralRanks, blocks_of, ranks_of
 from lmbook.distributed import DistributedError, run_ranks
-from lmbook.optimizers import AdamW, Muon, Together, clip_gradients
+from lmbook.optimizers import AdamW, Muon, Together
+from lmbook.schedules import clip_gradients
 from lmbook.training import Ranks, TrainConfig, Trainer, next_token_loss
 from lmbook.transformer import Transformer, TransformerConfig
 
@@ -303,7 +305,7 @@ def test_the_proofs_are_seen_to_fail(fault, options, start, alone):
 
 
 def test_a_norm_of_one_part_is_seen_to_fail(start, alone, monkeypatch):
-    monkeypatch.setattr(lmbook.optimizers, "_norms", lambda gs: list(torch._foreach_norm([lmbook.optimizers.own_part(g) for g in gs])))
+    monkeypatch.setattr(lmbook.schedules, "_norms", lambda gs: list(torch._foreach_norm([lmbook.optimizers.own_part(g) for g in gs])))
     with pytest.raises(AssertionError): same(ranks(2, run, FullySharded, start)[0], alone)
 
 
