@@ -27,19 +27,17 @@ from lmbook.cleaning import (
     ExactDuplicates,
     Language,
     Rewrite,
-    c4_page,
     convert_chinese,
     drop_boilerplate,
     empty,
     find_personal_data,
-    gopher_quality,
-    gopher_repetition,
     mask_personal_data,
     normalise,
 )
 from lmbook.corpora import read_corpus
 from lmbook.duplicates import MinHash, NearDuplicates, near_duplicates, repeated_passages
 from lmbook.markup import strip_html
+from lmbook.quality import c4_page, gopher_quality, gopher_repetition
 from lmbook.shards import clean, funnel, read_shards
 from lmbook.small_world import SmallWorld
 

@@ -31,9 +31,9 @@ import torch
 
 from benchmarks.common import Benchmark, Settings, mean_sd, run
 from lmbook.bilstm import TaggedSentences, Tagger, TaggerConfig, bio_spans, bio_tags, tag_loss
-from lmbook.cleaning import fit_logistic, hashed_features
 from lmbook.corpora import Document
 from lmbook.evaluation import Score, accuracy, span_f1
+from lmbook.quality import fit_logistic, hashed_features
 from lmbook.small_world import SmallWorld, SmallWorldConfig
 from lmbook.text_metrics import answer_f1, exact_match, sentence_vectors
 from lmbook.tokenization import WordTokenizer

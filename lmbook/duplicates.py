@@ -6,7 +6,7 @@
 __all__ = ['MinHash', 'similarity', 'collision', 'bands_for', 'candidate_pairs', 'near_duplicates', 'NearDuplicates',
            'repeated_passages', 'cut_passages', 'cut_repetition', 'overlap', 'Contaminated', 'fit_contaminated']
 
-# %% ../nbs/13_duplicates.ipynb #57937b2fbc
+# %% ../nbs/13_duplicates.ipynb #4dbd7b4486
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from typing import Literal, overload
 
 import numpy as np
 
-from .cleaning import CleaningError, Columns, char_hashes, column, drop, living, located_tokens, mix, ngram_hashes, token_hashes
+from .cleaning import CleaningError, Columns, column, drop, living
 from .core import Check
+from .quality import char_hashes, located_tokens, mix, ngram_hashes, token_hashes
 
 # %% ../nbs/13_duplicates.ipynb #628d507cd6
 _check = Check(CleaningError)

@@ -6,7 +6,7 @@
 __all__ = ['MISSING', 'Statistic', 'Missing', 'is_missing', 'statistic', 'fill', 'predict_category', 'mark_missing', 'oversample',
            'undersample', 'class_weights', 'smote', 'f1', 'reliability', 'calibration_error']
 
-# %% ../nbs/14_imbalance.ipynb #6394a94b16
+# %% ../nbs/14_imbalance.ipynb #053a9001c2
 import numbers
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -14,8 +14,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from .cleaning import CleaningError, Columns, column, fit_logistic, hashed_features
+from .cleaning import CleaningError, Columns, column
 from .core import Check
+from .quality import fit_logistic, hashed_features
 
 # %% ../nbs/14_imbalance.ipynb #dfb1d1b0fa
 _check = Check(CleaningError)

@@ -6,7 +6,7 @@
 __all__ = ['ShardFormat', 'SHARD_FORMATS', 'StepName', 'clean', 'verify_manifest', 'read_shards', 'funnel', 'Mark',
            'steps_by_name']
 
-# %% ../nbs/19_shards.ipynb #7f4866e36d
+# %% ../nbs/19_shards.ipynb #e0de7d3352
 import csv
 import hashlib
 import io
@@ -31,11 +31,11 @@ import numpy as np
 
 from . import __version__
 from .cleaning import CleaningError, Columns, CorpusStep, Drop, ExactDuplicates, Language, Rewrite, Step, apply_steps, column
-from .cleaning import convert_chinese, drop, drop_boilerplate, empty, gopher_quality, gopher_repetition, mask_personal_data
-from .cleaning import mend_mojibake, normalise, step_name
+from .cleaning import convert_chinese, drop, drop_boilerplate, empty, mask_personal_data, mend_mojibake, normalise, step_name
 from .core import Check, claim, write_whole
 from .corpora import Corpus, Record, read_corpus
 from .duplicates import NearDuplicates
+from .quality import gopher_quality, gopher_repetition
 
 if TYPE_CHECKING: import pyarrow
 

@@ -27,12 +27,12 @@ from lmbook.cleaning import (
     as_records,
     drop,
     empty,
-    gopher_quality,
     mask_personal_data,
     normalise,
 )
 from lmbook.corpora import to_dataset, write_jsonl
 from lmbook.markup import strip_html
+from lmbook.quality import gopher_quality
 from lmbook.shards import SHARD_FORMATS, Mark, clean, funnel, read_shards, verify_manifest
 from lmbook.small_world import SmallWorld
 
@@ -85,6 +85,7 @@ import sys, time
 import lmbook.cleaning as c
 from lmbook.corpora import read_jsonl
 from lmbook.markup import strip_html
+from lmbook.quality import gopher_quality
 from lmbook.shards import clean
 
 def slow(batch):
@@ -92,7 +93,7 @@ def slow(batch):
     return batch
 
 if __name__ == "__main__":
-    steps = [c.Rewrite(strip_html), slow, c.Rewrite(c.normalise), c.Drop(c.empty), c.ExactDuplicates(), slow, c.Drop(c.gopher_quality)]
+    steps = [c.Rewrite(strip_html), slow, c.Rewrite(c.normalise), c.Drop(c.empty), c.ExactDuplicates(), slow, c.Drop(gopher_quality)]
     clean(read_jsonl(sys.argv[1]), steps, sys.argv[2], format=sys.argv[3], shard_size=20)
 """
 
@@ -240,8 +241,9 @@ def test_two_processes_do_not_clean_into_one_folder(tmp_path):
 
 def test_a_description_does_not_depend_on_the_process():
     code = (
-        "import json; import lmbook.cleaning as c; from lmbook.markup import strip_html; from lmbook.shards import _describe; "
-        "steps = c.Rewrite(strip_html), c.Language(), c.Drop(c.gopher_quality), c.ExactDuplicates(); "
+        "import json; import lmbook.cleaning as c; from lmbook.markup import strip_html; "
+        "from lmbook.quality import gopher_quality; from lmbook.shards import _describe; "
+        "steps = c.Rewrite(strip_html), c.Language(), c.Drop(gopher_quality), c.ExactDuplicates(); "
         "print(json.dumps([*map(_describe, steps)]))"
     )
     seen = set()
@@ -342,6 +344,7 @@ import ray
 from lmbook.cleaning import *
 from lmbook.corpora import read_jsonl
 from lmbook.markup import strip_html
+from lmbook.quality import gopher_quality
 from lmbook.shards import Mark
 
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
