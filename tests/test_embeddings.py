@@ -21,21 +21,19 @@ from hypothesis import strategies as st
 from lmbook.embeddings import (
     WEIGHTS,
     EmbeddingError,
-    GloVeConfig,
     SparseMatrix,
     Word2VecConfig,
     banded,
     cooccurrences,
-    glove_weight,
     huffman,
     index_text,
     negative_gradient,
     pmi,
     ppmi,
     svd_vectors,
-    train_glove,
     train_word2vec,
 )
+from lmbook.glove import GloVeConfig, glove_weight, train_glove
 from lmbook.word_vectors import VectorsError, WordVectors
 
 dice = np.random.default_rng(0)
