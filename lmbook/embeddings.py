@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WEIGHTS', 'EmbeddingError', 'IndexedText', 'index_text', 'SparseMatrix', 'cooccurrences', 'pmi', 'ppmi',
-           'svd_vectors', 'huffman', 'Chunk', 'banded', 'negative_gradient', 'Word2VecConfig', 'train_word2vec',
-           'GloVeConfig', 'glove_weight', 'train_glove']
+           'svd_vectors', 'huffman', 'Chunk', 'banded', 'negative_gradient', 'Word2VecConfig', 'sum_by_id',
+           'train_word2vec']
 
 # %% ../nbs/29_embeddings.ipynb #ea4443dc75
 import heapq
@@ -271,7 +271,7 @@ def negative_gradient(
     for_outputs = torch.bmm(both.mT, hidden)
     return torch.bmm(both, outputs), for_outputs[:, : true.shape[1]], for_outputs[:, true.shape[1] :]
 
-# %% ../nbs/29_embeddings.ipynb #93a02c7ba7
+# %% ../nbs/29_embeddings.ipynb #e4784251c4
 @dataclass(frozen=True)
 class Word2VecConfig:
     "What word2vec learns and how. The defaults are gensim's, and skip-gram's where those are CBOW's."
@@ -308,7 +308,10 @@ class Word2VecConfig:
         _check.positive(self, "subsample", "clip", "noise_power", zero=True)
 
 
-def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+def sum_by_id(
+    ids: Tensor,  # (n,)
+    rows: Tensor,  # (n, d): a row belongs to each id
+) -> tuple[Tensor, Tensor]: # (m,) and (m, d)
     "The different ids and, for each, the sum of its rows: sorted, so that equal ids lie together, and each run is summed."
     ids, order = torch.sort(ids)
     different, counts = torch.unique_consecutive(ids, return_counts=True)
@@ -317,7 +320,7 @@ def _sum_by_id(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def _move(matrix: Tensor, ids: Tensor, gradient: Tensor, lr: float, clip: float) -> None:
     "One step downhill for the rows `ids` of a matrix; none further than `clip`."
-    ids, step = _sum_by_id(ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
+    ids, step = sum_by_id(ids.reshape(-1), gradient.reshape(-1, gradient.shape[-1]))
     step *= -lr
     if clip: step *= (clip / step.norm(dim=1, keepdim=True).clamp_(min=1e-12)).clamp_(max=1)
     matrix.index_add_(0, ids, step)
@@ -438,64 +441,3 @@ def train_word2vec(
         bar.close()
     outputs = None if config.loss == "hierarchical" else model.outputs
     return WordVectors(text.words, model.inputs, outputs, text.counts)
-
-# %% ../nbs/29_embeddings.ipynb #22eddd758e
-@dataclass(frozen=True)
-class GloVeConfig:
-    "What GloVe learns and how; the paper's defaults where it has one."
-
-    dim: int = 100  # numbers in a vector
-    window: int = 10  # words to each side; a pair at distance d counts 1/d
-    x_max: float = 100.  # pairs that occur so often, or more often, have full weight
-    power: float = .75  # of the weight below that: (x / x_max)^power
-    min_count: int = 5  # words that occur less often are left out
-    lr: float = .05  # of AdaGrad
-    epochs: int = 25  # passes over the pairs
-    batch: int = 4096  # pairs whose updates are computed together
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        _check.counts(self, "dim", "window", "min_count", "epochs", "batch")
-        _check.positive(self, "x_max", "lr")
-        _check.positive(self, "power", zero=True)
-
-
-def glove_weight(x: np.ndarray, x_max: float = 100., power: float = .75) -> np.ndarray:
-    "How much a pair that occurs x times matters: 0 for 0, rising to 1 at x_max (Pennington et al. 2014, eq. 9)."
-    return np.minimum(1, (x / x_max) ** power)
-
-
-def train_glove(
-    documents: Iterable[Sequence[str]] | IndexedText,  # each a list of words; read once
-    config: GloVeConfig = GloVeConfig(),
-) -> WordVectors:
-    """Fit w_i . c_j + b_i + b_j to the logarithm of how often i and j occur together (Pennington et al. 2014, eq. 8).
-
-    The vector of a word is the sum w + c, as in section 4.2 of the paper. Departure: AdaGrad's steps are taken for batches of pairs, in a
-    new order each epoch. EmbeddingError as in train_word2vec, and where no two words stand together.
-    """
-    text = documents if isinstance(documents, IndexedText) else index_text(documents, config.min_count)
-    pairs = cooccurrences(text, len(text.words), config.window, "harmonic")
-    if not len(pairs.values):
-        raise EmbeddingError("No two words stand in one document, so there is nothing to count. Give longer documents.")
-    V, d, generator = len(text.words), config.dim, torch.Generator().manual_seed(config.seed)
-    wanted, weight = (torch.from_numpy(x).float() for x in (np.log(pairs.values), glove_weight(pairs.values, config.x_max, config.power)))
-    places = [torch.from_numpy(pairs.rows), torch.from_numpy(pairs.cols)]
-    sides = [(torch.rand(V, d + 1, generator=generator) - .5) / d for _ in range(2)]  # the last column is the bias
-    squares = [torch.ones(V, d + 1) for _ in range(2)]  # AdaGrad's, begun at 1 as in the authors' program
-    steps = tqdm(total=config.epochs * len(wanted), unit="pair", unit_scale=True, desc="GloVe", leave=False)
-    for _ in range(config.epochs):
-        for batch in torch.randperm(len(wanted), generator=generator).split(config.batch):
-            ids = [place[batch] for place in places]
-            rows = [side.index_select(0, i) for side, i in zip(sides, ids)]
-            dots = (rows[0][:, :d] * rows[1][:, :d]).sum(1)
-            error = weight[batch] * (dots + rows[0][:, d] + rows[1][:, d] - wanted[batch])  # half the gradient of eq. 8, as theirs
-            for me, (side, square) in enumerate(zip(sides, squares)):
-                slope = rows[1 - me] * error[:, None]
-                slope[:, d] = error
-                different, summed = _sum_by_id(ids[me], slope)
-                square.index_copy_(0, different, total := square.index_select(0, different) + summed**2)
-                side.index_copy_(0, different, side.index_select(0, different) - config.lr * summed / total.sqrt())
-            steps.update(len(batch))
-    steps.close()
-    return WordVectors(text.words, sides[0][:, :d] + sides[1][:, :d], counts=text.counts)

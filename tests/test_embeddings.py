@@ -21,21 +21,20 @@ from hypothesis import strategies as st
 from lmbook.embeddings import (
     WEIGHTS,
     EmbeddingError,
-    GloVeConfig,
     SparseMatrix,
     Word2VecConfig,
     banded,
     cooccurrences,
-    glove_weight,
     huffman,
     index_text,
     negative_gradient,
     pmi,
     ppmi,
+    sum_by_id,
     svd_vectors,
-    train_glove,
     train_word2vec,
 )
+from lmbook.glove import GloVeConfig, glove_weight, train_glove
 from lmbook.word_vectors import VectorsError, WordVectors
 
 dice = np.random.default_rng(0)
@@ -293,6 +292,14 @@ def test_noise_is_drawn_by_the_power():
     np.testing.assert_allclose(np.bincount(drawn, minlength=3) / 200_000, np.array([27, 8, 1]) / 36, atol=0.005)
 
 
+def test_rows_are_summed_by_their_ids():
+    rows = torch.from_numpy(dice.normal(size=(30, 4)))
+    ids = torch.from_numpy(dice.integers(0, 7, size=30) * 3)
+    different, sums = sum_by_id(ids, rows)
+    assert different.tolist() == sorted(set(ids.tolist()))
+    torch.testing.assert_close(sums, torch.stack([rows[ids == i].sum(0) for i in different]))
+
+
 def test_no_worse_than_gensim_where_the_truth_is_known():
     from gensim.models import Word2Vec
 
@@ -318,7 +325,7 @@ def test_glove_reaches_the_counts_that_it_fits():
 
 def test_import_is_light_and_needs_the_core_only():
     heavy = ("gensim", "scipy", "sklearn", "jieba", "datasets", "matplotlib")
-    code = f"import sys; import lmbook.embeddings; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys; import lmbook.glove; print([m for m in {heavy} if m in sys.modules])"
     with tempfile.TemporaryDirectory() as folder:
         root = Path(__file__).resolve().parents[1]
         out = subprocess.run(

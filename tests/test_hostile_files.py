@@ -29,7 +29,6 @@ from lmbook.cleaning import CleaningError, Drop, ExactDuplicates, Rewrite, empty
 from lmbook.core import LmbookError, whole_file, whole_folder
 from lmbook.embeddings import (
     EmbeddingError,
-    GloVeConfig,
     SparseMatrix,
     Word2VecConfig,
     cooccurrences,
@@ -39,6 +38,7 @@ from lmbook.embeddings import (
     ppmi,
     svd_vectors,
 )
+from lmbook.glove import GloVeConfig
 from lmbook.pretrained import load_classifier, load_pretrained, save_pretrained
 from lmbook.shards import Mark, clean, funnel, read_shards, verify_manifest
 from lmbook.transformer import Classifier, ClassifierConfig, TransformerError
