@@ -255,7 +255,7 @@ def test_notebook(page, rule):
 def test_a_chapter_is_a_sitting_long(page):
     _, words, _ = stage.reading(page.nb)
     cells = len(page.code)
-    assert cells <= SITTING[0] and words <= SITTING[1], f"{cells} cells and {words} words: go on in {page.number}b, or cut"
+    assert cells <= SITTING[0] and words <= SITTING[1], f"{cells} cells and {words} words: divide it (NNb_topic), or cut"
 
 
 def test_a_module_is_a_sitting_long():
