@@ -7,10 +7,10 @@ unless it says nats.
 
 copy: random letters of eight kinds, 1 to 12 in training and 1 to 16 in testing, through vectors of several widths (LSTM, 64 numbers of
 state), three seeds each; the bits that arrive are those of the sequence less what the decoder still pays for it. reversal: the same with
-the source read backwards. sentences: Small World, English words to Chinese characters, one to four sentences at once. continuation: the
-second half of a story from the first, encoder-decoders beside a decoder-only Transformer of as many parameters. tatoeba: real sentence
-pairs, split by their English side; chrF of NLTK, on characters. speed: forward and backward, PyTorch's LSTM and convolutions of the same
-width, in turns.
+the source read backwards. translation: the chapter's translator, trained longer. sentences: Small World, English words to Chinese
+characters, one to four sentences at once. continuation: the second half of a story from the first, encoder-decoders beside a decoder-only
+Transformer of as many parameters. tatoeba: real sentence pairs, split by their English side; chrF of NLTK, on characters. speed: forward
+and backward, PyTorch's LSTM and convolutions of the same width, in turns.
 """
 
 from __future__ import annotations
@@ -136,6 +136,24 @@ def number(units: list[str]) -> dict[str, int]: return {unit: i for i, unit in e
 
 def encoded(pairs: list[tuple[list[str], list[str]]], source: dict[str, int], target: dict[str, int]) -> list:
     return [([source.get(w, 3) for w in a], [1, *(target.get(c, 3) for c in b), 2]) for a, b in pairs]
+
+
+@BENCHMARK.part()
+def translation(settings: Settings) -> dict:
+    "The translator of chapter 34, from its start and on its pairs, trained as long as there and half as long again."
+    documents = SmallWorld(SmallWorldConfig(limit=3, talk=0)).documents("train", settings.pick(3500, 40))
+    pairs = list(dict.fromkeys(pair for document in documents for pair in document.sentences))
+    source = number(sorted({w for e, _ in pairs for w in WORD.findall(e)}))
+    target = number(sorted({c for _, z in pairs for c in z}))
+    rows = encoded([(WORD.findall(e), list(z)) for e, z in pairs], source, target)
+    order = np.random.default_rng(0).permutation(len(rows))
+    held_out, known = [rows[i] for i in order[::12]], [rows[i] for at, i in enumerate(order) if at % 12]
+    config = Seq2SeqConfig(len(source), len(target), d_embed=48, d_hidden=96, encoder="gru", decoder="gru")
+    out: dict = {"training_pairs": len(known), "tests": len(held_out), "by_steps": {}}
+    for steps in settings.pick((300, 450), (2, 3)):
+        model = train(lambda: Seq2Seq(config), known, 0, steps, 1e-2, 48)
+        out["by_steps"][steps] = {"exact": float(greedy_accuracy(model, held_out).exact.mean()), "nats": nats(model, held_out)}
+    return out
 
 
 @BENCHMARK.part()
