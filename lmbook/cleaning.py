@@ -77,7 +77,7 @@ def drop_boilerplate(
     def furniture(line: str) -> bool: return len(line) + 2 * len(_HAN.findall(line)) <= longest and _BOILERPLATE.search(line) is not None
     return "\n".join(line for line in text.split("\n") if not furniture(line))
 
-# %% ../nbs/12_cleaning.ipynb #d17b495b1f
+# %% ../nbs/12_cleaning.ipynb #861646c48f
 Columns = dict[str, Any]  # a batch: column name -> list of values, one a row; where Ray brings them, numpy arrays
 Step = Callable[[Columns], Columns]
 
@@ -114,8 +114,8 @@ def living(batch: Mapping[str, Any], name: str = "text") -> Iterator[tuple[int, 
     dropped = column(batch, "dropped", None)
     for row, text in enumerate(column(batch, name)):
         if dropped[row] is not None: continue
-        fits = text is None or isinstance(text, str)
-        _check.that(fits, f"Column {name!r} holds a {type(text).__name__} in row {row} of a batch, not a string. Which column is text?")
+        fits, found = text is None or isinstance(text, str), type(text).__name__
+        _check.that(fits, f"Column {name!r} holds a value of type {found} in row {row} of a batch, not a string. Which column is text?")
         yield row, text or ""
 
 

@@ -242,7 +242,7 @@ def test_an_error_inside_a_step_says_where():
     assert "'r7'" in "".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize("batch, message", [({"body": ["a"]}, "no column 'text'.*'body'"), ({"text": [7]}, "holds a int in row 0")])
+@pytest.mark.parametrize("batch, message", [({"body": ["a"]}, "no column 'text'.*'body'"), ({"text": [7]}, "holds a value of type int in row 0")])
 def test_batches_without_text(batch, message):
     with pytest.raises(CleaningError, match=message): Drop(empty)(batch)
 
