@@ -242,7 +242,9 @@ def test_an_error_inside_a_step_says_where():
     assert "'r7'" in "".join(caught.value.__notes__)
 
 
-@pytest.mark.parametrize("batch, message", [({"body": ["a"]}, "no column 'text'.*'body'"), ({"text": [7]}, "holds a value of type int in row 0")])
+@pytest.mark.parametrize("batch, message", [
+    ({"body": ["a"]}, "no column 'text'.*'body'"), ({"text": [7]}, "holds a value of type int in row 0"),
+])  # fmt: skip
 def test_batches_without_text(batch, message):
     with pytest.raises(CleaningError, match=message): Drop(empty)(batch)
 
