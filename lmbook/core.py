@@ -194,19 +194,19 @@ class Check:
         if 0 <= id < vocab_size: return
         raise self.error(f"The id {id} is no token: {what} run from 0 to {vocab_size - 1}. Is this the model's tokenizer?")
 
-# %% ../nbs/01_core.ipynb #c56e95c7a1
+# %% ../nbs/01_core.ipynb #1532b4293b
 def optional(
     package: str,  # as it is imported
     extra: str,  # of lmbook, which brings it
     error: type[LmbookError] = LmbookError,
 ) -> ModuleType:
-    "A package that only some parts need. If it is missing, the error says how to get it."
+    "A package that only some parts need. If it is missing, an error says what to do."
     if not package: raise error("A package has a name, and none was given.")
     try: return importlib.import_module(package)
     except ModuleNotFoundError as missing:
         raise error(
-            f"This needs the package {missing.name or package}, which is not installed. "
-            f"Install it: pip install 'lmbook[{extra}]'"
+            f"This needs the package {missing.name or package}, "
+            f"which is not installed. Install it: pip install 'lmbook[{extra}]'"
         ) from missing
 
 # %% ../nbs/01_core.ipynb #ce86d11295

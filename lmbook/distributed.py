@@ -392,7 +392,7 @@ def _process(name: str, rank: str, n: str) -> None:
         sys.stdout.flush()
         sys.exit(1)
 
-# %% ../nbs/54_distributed.ipynb #a4af67ca5f
+# %% ../nbs/54_distributed.ipynb #3ad1f40cd5
 class Event(NamedTuple):
     "One thing that a rank did: it sent a message, received one, or did both at once."
     to: int | None  # rank
@@ -404,15 +404,18 @@ class Event(NamedTuple):
 class Post:
     "Through which a rank sends and receives. It keeps a log."
 
-    def __init__(self, watch: Tensor | None = None): # what it should look like is noted before each event
+    def __init__(self, watch: Tensor | None = None): # it is noted before each event
         self.rank, self.n = dist.get_rank(), dist.get_world_size()
         self.events: list[Event] = []
         self.watch, self.film = watch, list[Tensor]()
 
-    def swap(self, x: Tensor | None, to: int | None, y: Tensor | None, source: int | None) -> None:
-        "Send x while y is being received: neither waits for the other. None leaves one of them out."
+    def swap(
+        self, x: Tensor | None, to: int | None, y: Tensor | None, source: int | None
+    ) -> None:
+        "Send x while y is received: neither waits. None leaves one of them out."
         if self.watch is not None: self.film.append(self.watch.clone())
-        self.events.append(Event(to, x.nbytes if x is not None else 0, source, y.nbytes if y is not None else 0))
+        sent, received = (t.nbytes if t is not None else 0 for t in (x, y))
+        self.events.append(Event(to, sent, source, received))
         sending = dist.isend(x, to) if x is not None and to is not None else None
         if y is not None and source is not None: dist.recv(y, source)
         if sending is not None: sending.wait()
@@ -495,12 +498,12 @@ def replay(
         if sum(begun) + sum(done) == before: raise DistributedError("These ranks wait for messages that nobody sends.")
     return sorted(found, key=lambda m: (m.start, m.source))
 
-# %% ../nbs/54_distributed.ipynb #8759c12211
+# %% ../nbs/54_distributed.ipynb #e82625b605
 def tree_reduce(x: Tensor, post: Post, root: int = 0) -> None: # x is used up
     "The root gets the sum: the broadcast, played backwards."
     me, n = (post.rank - root) % post.n, post.n
     other = torch.empty_like(x)
-    have = 1 << (n - 1).bit_length() >> 1  # half of the smallest power of two that is >= n
+    have = 1 << (n - 1).bit_length() >> 1  # half the least power of two that is >= n
     while have:
         if have <= me < 2 * have: post.send(x, (me - have + root) % n)
         if me < have and me + have < n:
@@ -514,9 +517,9 @@ def tree_all_reduce(x: Tensor, post: Post) -> None: # x is overwritten by the su
     tree_reduce(x, post)
     tree_broadcast(x, post)
 
-# %% ../nbs/54_distributed.ipynb #fca0dd7104
+# %% ../nbs/54_distributed.ipynb #415fb56d7c
 def doubling_all_reduce(x: Tensor, post: Post) -> None: # x is overwritten by the sum
-    "Recursive doubling (Thakur, Rabenseifner and Gropp 2005): sums of 2, of 4, of 8 ranks."
+    "Recursive doubling (Thakur and others 2005): sums of 2, of 4, of 8 ranks."
     me, other = post.rank, torch.empty_like(x)
     power = 1 << post.n.bit_length() - 1  # the largest power of two that is <= n
     if me >= power:  # one of those left over: it hands over what it has, and waits
@@ -533,9 +536,9 @@ def doubling_all_reduce(x: Tensor, post: Post) -> None: # x is overwritten by th
         distance *= 2
     if me + power < post.n: post.send(x, me + power)
 
-# %% ../nbs/54_distributed.ipynb #574eb53d83
-def ring_reduce_scatter(x: Tensor, post: Post) -> Tensor: # x is used up; returned is the sum's part of this rank
-    "Each part goes round the ring and collects what every rank has to add, until it comes to its owner."
+# %% ../nbs/54_distributed.ipynb #e429007265
+def ring_reduce_scatter(x: Tensor, post: Post) -> Tensor: # the sum's part of this rank
+    "Each part goes round the ring and collects what ranks add; x is used up."
     me, n = post.rank, post.n
     parts = x.view(-1).tensor_split(n)
     for step in range(n - 1):
@@ -545,8 +548,8 @@ def ring_reduce_scatter(x: Tensor, post: Post) -> Tensor: # x is used up; return
         into += incoming
     return parts[me]
 
-# %% ../nbs/54_distributed.ipynb #a7917a0408
-def ring_all_gather(x: Tensor, post: Post) -> None: # x, of which this rank has its part, is filled
+# %% ../nbs/54_distributed.ipynb #78a2cf554c
+def ring_all_gather(x: Tensor, post: Post) -> None: # this rank has its part of x
     "Each part goes round the ring once more, from its owner to everybody."
     me, n = post.rank, post.n
     parts = x.view(-1).tensor_split(n)

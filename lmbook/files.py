@@ -137,13 +137,14 @@ def open_text(
         except UnicodeDecodeError: raise _wrong_bytes(path, name, error) from None
         except UnicodeError as why: raise error(f"{path}: this is not {name} ({why}).", "wrong bytes") from why
 
-# %% ../nbs/03_files.ipynb #57a9697800
+# %% ../nbs/03_files.ipynb #4d844d6b05
 LIMIT = 1 << 26  # characters of a record: some forty thick novels in one
 
 
 def too_long(place: str, limit: int) -> str:
     "What to say about a record that is longer than the limit."
-    return (f"{place}: longer than limit={limit:,} characters. If it is meant to be so long, pass a larger limit=; else this file is not "
+    return (f"{place}: longer than limit={limit:,} characters. "
+            "If it is meant to be so long, pass a larger limit=; else this file is not "
             "what its name says, or it was made to fill the memory.")
 
 
@@ -151,9 +152,14 @@ def bounded_lines(
     stream: TextIO,
     name: Any,  # for messages
     limit: int = LIMIT,  # characters of a line
-    complain: Callable[[str, str], Any] | None = None,  # is told the kind and the message of a line that is too long; None: FileError
+    # is told the kind and the message of a line that is too long; None: FileError
+    complain: Callable[[str, str], Any] | None = None,
 ) -> Iterator[tuple[int, str]]: # numbers from 1
-    "Number and text of each line. Of one that is too long no more than the limit is in memory; it is complained of and passed over."
+    """Number and text of each line.
+
+    Of a line that is too long no more than the limit is in memory;
+    it is complained of and passed over.
+    """
     for n in count(1):
         if not (line := stream.readline(limit + 1)): return
         if len(line) <= limit or line[-1] == "\n": yield n, line

@@ -86,17 +86,20 @@ def _template(text: str, lang: str, rules: set[str]) -> tuple[Part, ...]:
         else: parts.append(piece)
     return tuple(parts)
 
-# %% ../nbs/04_grammar.ipynb #3f28fdf2da
+# %% ../nbs/04_grammar.ipynb #7827d0e768
 class Choice:
     "A categorical distribution, exact in units of 2**-32."
 
     def __init__(self, options: Sequence[Any], weights: Sequence[int]):
         kept = [(option, w) for option, w in zip(options, weights) if w > 0]
         self.options = [option for option, _ in kept]
-        bounds, total = list(itertools.accumulate(w for _, w in kept)), sum(w for _, w in kept)
-        self.upper = [b * 2**32 // total for b in bounds]  # option i is taken by integers from upper[i-1] up to, not including, upper[i]
+        bounds = list(itertools.accumulate(w for _, w in kept))
+        total = sum(w for _, w in kept)
+        # option i is taken by integers from upper[i-1] up to, not including, upper[i]
+        self.upper = [b * 2**32 // total for b in bounds]
         self.p = np.diff([0, *self.upper]) / 2**32
-        _check.that(bool(self.p.all()), "a weight is too small: its option would never be taken")
+        too_small = "a weight is too small: its option would never be taken"
+        _check.that(bool(self.p.all()), too_small)
         self.logp = np.log(self.p).tolist()
         self.entropy = float(-(self.p * np.log(self.p)).sum())  # nats
 
@@ -290,9 +293,12 @@ def sentences(node: Node, lang: str) -> list[str]:  # each with a capital letter
     "The sentences of a story."
     return [s[0].upper() + s[1:] for s in (phrase(leaf, lang) for leaf in leaves(node))]
 
-# %% ../nbs/04_grammar.ipynb #d484fbcc2b
+# %% ../nbs/04_grammar.ipynb #7318b59a6d
 def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
-    "Every derivation of the language as (probability, choices, story). Finite, but feasible for small grammars only."
+    """Every derivation of the language as (probability, choices, story).
+
+    They are finitely many, but only a small grammar has few enough.
+    """
     choices: list[int] = []
     while True:
         trail: list[tuple[int, Choice]] = []
@@ -303,7 +309,8 @@ def derivations(grammar: Grammar) -> Iterator[tuple[float, list[int], Node]]:
             return i
 
         node = grammar.expand(grammar.start, {}, pick)
-        yield math.prod(float(choice.p[i]) for i, choice in trail), [i for i, _ in trail], node
+        probability = math.prod(float(choice.p[i]) for i, choice in trail)
+        yield probability, [i for i, _ in trail], node
         while trail and trail[-1][0] + 1 == len(trail[-1][1].options): trail.pop()
         if not trail: return
         choices = [i for i, _ in trail[:-1]] + [trail[-1][0] + 1]

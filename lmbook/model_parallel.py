@@ -33,9 +33,12 @@ __all__ = ['TaskKind', 'ScheduleName', 'ModelParallelError', 'vocabulary_paralle
            'Schedule', 'make_schedule', 'bubble', 'Slot', 'Timeline', 'simulate', 'Stage', 'split_stages',
            'norm_over_ranks', 'clip_over_ranks']
 
-# %% ../nbs/56_model_parallel.ipynb #a2648ae8de
+# %% ../nbs/56_model_parallel.ipynb #d2d6599c15
 class _Copy(torch.autograd.Function):
-    "All ranks read the same input; each sends back a gradient, and these are summed. The f of Megatron-LM."
+    """All ranks read the same input; each sends back a gradient, and these are summed.
+
+    The f of Megatron-LM.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
@@ -50,7 +53,10 @@ class _Copy(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    "The ranks' parts are summed; the gradient of the sum is that of each part. The g of Megatron-LM."
+    """The ranks' parts are summed; the gradient of the sum is that of each part.
+
+    The g of Megatron-LM.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

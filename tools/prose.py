@@ -105,13 +105,13 @@ Book = dict[str, list[Cell]]  # by name, in reading order
 
 
 def read(paths: Iterable[Path]) -> Book:
-    "The cells of notebooks. The library's version of a thing (`#| export`) is folded, and what carries the tag `hide-input`."
+    "The cells of notebooks. What carries the tag `hide-input` is folded."
     book: Book = {}
     for path in paths:
         cells = book[path.stem] = []
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
-            folded = source.startswith("#| export") or "hide-input" in cell["metadata"].get("tags", [])
+            folded = "hide-input" in cell["metadata"].get("tags", [])
             cells.append(Cell(cell["cell_type"], source, folded))
     return book
 
